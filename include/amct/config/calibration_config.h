@@ -1,0 +1,73 @@
+// The calibration configuration: which layers, how each, over how many batches.
+#pragma once
+
+#include "amct/core/granularity.h"
+#include "amct/core/non_finite_policy.h"
+#include "amct/core/options.h"
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace amct {
+
+/// How one layer is calibrated.
+struct LayerConfig {
+  std::string name;       ///< the module's path in the model
+  std::string algorithm;  ///< act_algo: a name of the catalog
+  OptionMap options;      ///< the algorithm's settings, complete
+  std::optional<bool>
+      asymmetric;  ///< whether factors have an offset; unset: activation_offset decides
+  Granularity granularity = Granularity::kPerTensor;
+  NonFinitePolicy nonfinite = NonFinitePolicy::kRaise;
+
+  friend bool operator==(const LayerConfig&, const LayerConfig&) = default;
+};
+
+/// A whole configuration. Layer names are unique.
+struct CalibrationConfig {
+  std::int64_t batch_num = 1;     ///< batches to observe before a layer is finished, > 0
+  bool activation_offset = true;  ///< whether factors have an offset where the layer does not say
+  std::vector<LayerConfig> layers;
+
+  bool with_offset(const LayerConfig& layer) const {
+    return layer.asymmetric.value_or(activation_offset);
+  }
+
+  friend bool operator==(const CalibrationConfig&, const CalibrationConfig&) = default;
+};
+
+/// `layers`, each calibrated by the catalog's first algorithm at its defaults, per tensor.
+CalibrationConfig default_config(std::span<const std::string> layers,
+                                 const AlgorithmCatalog& catalog);
+
+/// Reads the JSON text of a configuration file. `source` (the file's name) begins every message.
+/// Absent settings take their defaults. Throws ValueError for text that is not JSON, for duplicate
+/// or unknown keys, and for values of a wrong type or out of range.
+CalibrationConfig parse_config(std::string_view text, const std::string& source,
+                               const AlgorithmCatalog& catalog);
+
+/// Reads a configuration file: as parse_config, and IoError where the file cannot be read.
+CalibrationConfig read_config(const std::string& path, const AlgorithmCatalog& catalog);
+
+/// The JSON text: indent 4, separators ',' and ':', ASCII only, no newline at the end. Settings
+/// that are extensions appear only where they differ from the default.
+std::string to_json(const CalibrationConfig& config, const AlgorithmCatalog& catalog);
+
+/// A layer that a model has.
+struct ModelLayer {
+  std::string name;
+  std::string type;        ///< class name, for messages
+  bool supported = false;  ///< whether it can be calibrated
+};
+
+/// Throws ValueError where a name is listed twice, is not in the model, or is a layer that cannot
+/// be calibrated. `source` begins the message.
+void check_layers(std::span<const std::string> names, std::span<const ModelLayer> model,
+                  const std::string& source);
+
+}  // namespace amct

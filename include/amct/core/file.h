@@ -1,0 +1,31 @@
+// Reading and replacing whole files. Every failure is an IoError or a ValueError that names the
+// path.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <string_view>
+
+namespace amct {
+
+/// Size limit of the text files that are read: a larger one is refused before it is loaded.
+inline constexpr std::size_t kMaxTextFileSize = std::size_t{1} << 30;
+
+/// The whole content of a file. Throws IoError where it cannot be read; ValueError where `path` is
+/// a folder, the file is larger than `limit` bytes, or its bytes are not UTF-8.
+std::string read_text_file(const std::string& path, std::size_t limit = kMaxTextFileSize);
+
+/// Throws ValueError where `path` cannot name an output file: empty, an existing folder (or ending
+/// in
+/// '/'), a component longer than 255 bytes, or a NUL inside.
+void check_output_path(const std::string& path);
+
+/// Replaces the file by `content`: writes a temporary beside it, syncs, renames. Readers see the
+/// old or the new file, whole. Missing folders are created with mode 750; the file gets mode 640.
+/// Throws IoError, and leaves no temporary behind; ValueError as check_output_path does.
+void write_file_atomically(const std::string& path, std::string_view content);
+
+/// Whether `text` is well-formed UTF-8 (RFC 3629: no surrogates, no overlong forms).
+bool is_utf8(std::string_view text);
+
+}  // namespace amct

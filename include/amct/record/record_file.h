@@ -1,0 +1,40 @@
+// The record file: the factors of every calibrated layer, as protobuf text of a ScaleOffsetRecord
+// (scale_offset_record_pytorch.proto).
+#pragma once
+
+#include "amct/core/quant_params.h"
+
+#include <span>
+#include <string>
+#include <vector>
+
+namespace amct {
+
+/// The factors of one layer: one pair per tensor, or one pair a channel, in channel order.
+struct LayerRecord {
+  std::string name;
+  std::vector<QuantParams> params;
+
+  friend bool operator==(const LayerRecord&, const LayerRecord&) = default;
+};
+
+/// The layers with cache factors, in file order; entries of other features are passed over.
+/// Throws IoError where the file cannot be read; ValueError where it is not a record, names a layer
+/// twice, or holds a layer whose numbers of scales and offsets differ or whose scale is not
+/// positive and finite.
+std::vector<LayerRecord> read_record(const std::string& path);
+
+/// Writes an empty record, replacing what the file held. Throws as write_file_atomically does.
+void write_empty_record(const std::string& path);
+
+/// Puts the factors of `layers` into the file, which is created where missing, and leaves
+/// everything else in it as it is: other layers, other features' fields, prune records. Layers
+/// named in `order` stand in that order; others keep their places, new ones come last. Within this
+/// process, calls on all files exclude each other. Returns the names of layers whose factors were
+/// replaced. Throws IoError, or ValueError where the file is there and is not a record; the file is
+/// then as it was.
+std::vector<std::string> merge_into_record(const std::string& path,
+                                           std::span<const LayerRecord> layers,
+                                           std::span<const std::string> order);
+
+}  // namespace amct

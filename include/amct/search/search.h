@@ -1,0 +1,40 @@
+// What every search takes and gives, and the registry of all of them.
+#pragma once
+
+#include "amct/core/options.h"
+#include "amct/core/quant_params.h"
+#include "amct/observe/value_counts.h"
+
+#include <span>
+#include <string_view>
+
+namespace amct {
+
+/// What a search found for one group of values.
+struct SearchResult {
+  QuantParams params;
+  float clip_min = 0;  ///< smallest value that is not clipped
+  float clip_max = 0;  ///< largest value that is not clipped
+  double loss = 0;     ///< mean squared error of the algorithm's own model; 0 where it has none
+};
+
+/// An algorithm as the registry knows it. `search` takes settings that `spec` accepts; the values
+/// must not be empty (StateError).
+struct Algorithm {
+  AlgorithmSpec spec;
+  SearchResult (*search)(const ValueCounts& values, bool with_offset, const OptionMap& options);
+};
+
+/// All algorithms, the default one first.
+std::span<const Algorithm> algorithms();
+
+/// The algorithm of that name, or nullptr.
+const Algorithm* find_algorithm(std::string_view name);
+
+/// The settings of all algorithms, in the registry's order: what readers of configurations take.
+const AlgorithmCatalog& algorithm_catalog();
+
+/// Throws StateError where there is nothing to search.
+void require_values(const ValueCounts& values);
+
+}  // namespace amct

@@ -1,0 +1,95 @@
+// A calibration run: named layers, each observed for a number of batches, then searched and
+// recorded.
+#pragma once
+
+#include "amct/config/calibration_config.h"
+#include "amct/config/operator_params.h"
+#include "amct/core/granularity.h"
+#include "amct/core/quant_params.h"
+#include "amct/core/tensor_view.h"
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace amct {
+
+/// What a finished layer is known by.
+struct LayerResult {
+  std::string name;
+  std::string algorithm;
+  Granularity granularity = Granularity::kPerTensor;
+  bool with_offset = true;
+  std::int64_t batches = 0;         ///< batches observed
+  std::int64_t rows = 0;            ///< rows (tokens) observed
+  std::int64_t channels = 0;        ///< size of the last dimension
+  std::int64_t non_finite = 0;      ///< NaN and infinite values left out (nonfinite = skip)
+  float min = 0;                    ///< smallest value observed
+  float max = 0;                    ///< largest value observed
+  std::vector<QuantParams> params;  ///< one, or one a channel
+  double sqnr_db = 0;               ///< signal to quantization noise ratio over all values, in dB
+  double clipped_fraction = 0;      ///< share of values outside the grid, 0 to 1
+  double observe_seconds = 0;       ///< time spent counting, summed over the calls
+  double search_seconds = 0;        ///< time spent searching
+};
+
+/// A layer that has not seen all its batches.
+struct UnfinishedLayer {
+  std::string name;
+  std::int64_t batches = 0;    ///< batches seen; 0: never reached
+  std::int64_t batch_num = 0;  ///< batches needed
+};
+
+/// What became of one batch.
+struct Observation {
+  enum class Kind : std::uint8_t {
+    kAdded,     ///< counted; the layer needs more
+    kFinished,  ///< it was the last one: the layer's factors are in the record
+    kIgnored,   ///< the layer was finished before
+  };
+  Kind kind = Kind::kIgnored;
+  /// Layers that the record already held and whose factors were replaced.
+  std::vector<std::string> overwritten;
+};
+
+/// Calibrates layers and merges each into the record file as it finishes. Thread-safe: layers are
+/// observed independently, calls for one layer wait for each other. The record holds the same bits
+/// whatever the number of threads and the order of the batches.
+class Session {
+ public:
+  /// Calibrates the layers of `config`, whose order is the record's.
+  Session(CalibrationConfig config, std::string record_file);
+  /// Calibrates whatever layer comes, all in one way; the record has them in the order they finish.
+  Session(OperatorParams params, std::string record_file);
+  Session(Session&&) noexcept;
+  Session& operator=(Session&&) noexcept;
+  ~Session();
+
+  /// Adds one batch to layer `name`, or does nothing where the layer is finished. Either all of the
+  /// batch is added or, when an error of it is thrown, nothing. Throws, with layer and batch named:
+  /// ValueError for a layer the configuration does not name; NonFiniteError, StateError and
+  /// ValueError as Observer::observe; IoError or ValueError where the record cannot be written: the
+  /// factors are then kept, and go into the record with the next layer or with write_record().
+  Observation observe(const std::string& name, const TensorView& batch);
+
+  /// Whether layer `name` has its factors.
+  bool finished(const std::string& name) const;
+
+  /// Writes factors that an error kept from the record. Does nothing where there are none.
+  std::vector<std::string> write_record();
+
+  /// The finished layers, in configuration order (else in the order they finished).
+  std::vector<LayerResult> results() const;
+
+  /// The layers that have not seen all their batches, in configuration order.
+  std::vector<UnfinishedLayer> unfinished() const;
+
+  const std::string& record_file() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace amct

@@ -1,0 +1,168 @@
+#include "config/layer_settings.h"
+
+#include <algorithm>
+#include <array>
+#include <optional>
+#include <string_view>
+
+namespace amct {
+namespace {
+
+/// Names that are reserved for extensions and that this version does not read yet.
+constexpr std::array<std::string_view, 6> kReserved{"dst_type", "head_num", "tap",
+                                                    "slice",    "role",     "search_clip_min"};
+
+std::vector<std::string> names_of(const AlgorithmCatalog& catalog) {
+  std::vector<std::string> names;
+  for (const AlgorithmSpec& spec : catalog) names.push_back(spec.name);
+  return names;
+}
+
+std::string joined(const std::vector<std::string>& words) {
+  std::string text;
+  for (const std::string& word : words) text += (text.empty() ? "'" : ", '") + word + "'";
+  return text;
+}
+
+/// Reads the settings one by one and throws through `fail`.
+class Reader {
+ public:
+  Reader(SettingsDialect dialect, const AlgorithmCatalog& catalog, const SettingsFailure& fail)
+      : dialect_(dialect), catalog_(catalog), fail_(fail) {}
+
+  LayerConfig read(const Settings& settings) {
+    LayerConfig layer;
+    const AlgorithmSpec& spec = algorithm(settings);
+    layer.algorithm = spec.name;
+    layer.options = spec.defaults();
+    for (const auto& [key, value] : settings) {
+      if (key == "act_algo") continue;
+      if (const OptionSpec* option = spec.find(key); option != nullptr) {
+        set_option(layer, *option, value, fail_);
+      } else if (key == "asymmetric") {
+        layer.asymmetric = boolean(key, value);
+      } else if (key == "quant_granularity") {
+        layer.granularity = granularity(value);
+      } else if (key == "nonfinite") {
+        layer.nonfinite = nonfinite(value);
+      } else if (key == "num_bits") {
+        check_num_bits(value);
+      } else {
+        unknown(key, spec);
+      }
+    }
+    check_conflicts(layer, spec, fail_);
+    return layer;
+  }
+
+ private:
+  /// The value as T, or a type problem.
+  template <typename T>
+  T get(const std::string& key, const OptionValue& value, const char* wanted) const {
+    if (const T* result = std::get_if<T>(&value)) return *result;
+    fail_(SettingsProblem::kType, key + " must be " + wanted + ", not " + to_string(value));
+    return {};
+  }
+
+  bool boolean(const std::string& key, const OptionValue& value) const {
+    return get<bool>(key, value, "true or false");
+  }
+
+  const AlgorithmSpec& algorithm(const Settings& settings) const {
+    const auto found = std::ranges::find(settings, "act_algo", &Settings::value_type::first);
+    if (found == settings.end()) return catalog_.front();
+    const auto name = get<std::string>("act_algo", found->second, "a string");
+    const AlgorithmSpec* spec = find_spec(catalog_, name);
+    if (spec != nullptr) return *spec;
+    const std::vector<std::string> names = names_of(catalog_);
+    fail_(SettingsProblem::kRange, "act_algo must be one of " + joined(names) + ", not \"" + name +
+                                       "\"" + suggestion(name, names));
+    return catalog_.front();
+  }
+
+  Granularity granularity(const OptionValue& value) const {
+    if (dialect_ == SettingsDialect::kFile) {
+      const auto number =
+          get<std::int64_t>("quant_granularity", value, "0 (per tensor) or 1 (per channel)");
+      if (number == 0) return Granularity::kPerTensor;
+      if (number == 1) return Granularity::kPerChannel;
+      fail_(SettingsProblem::kRange,
+            "quant_granularity must be 0 (per tensor) or 1 (per channel), not " +
+                std::to_string(number));
+    }
+    const auto word = get<std::string>("quant_granularity", value, "a string");
+    if (word == "per_tensor" || word == "0") return Granularity::kPerTensor;
+    if (word == "per_channel" || word == "1") return Granularity::kPerChannel;
+    fail_(SettingsProblem::kRange,
+          "quant_granularity must be 'per_tensor' or '0', 'per_channel' or '1', not \"" + word +
+              "\"");
+    return Granularity::kPerTensor;
+  }
+
+  NonFinitePolicy nonfinite(const OptionValue& value) const {
+    const auto word = get<std::string>("nonfinite", value, "'raise' or 'skip'");
+    if (word == "skip") return NonFinitePolicy::kSkip;
+    if (word != "raise") {
+      fail_(SettingsProblem::kRange, "nonfinite must be 'raise' or 'skip', not \"" + word + "\"");
+    }
+    return NonFinitePolicy::kRaise;
+  }
+
+  void check_num_bits(const OptionValue& value) const {
+    const auto bits = get<std::int64_t>("num_bits", value, "8");
+    if (bits != 8) {
+      fail_(SettingsProblem::kRange, "num_bits must be 8, not " + std::to_string(bits));
+    }
+  }
+
+  void unknown(const std::string& key, const AlgorithmSpec& spec) const {
+    for (const AlgorithmSpec& other : catalog_) {
+      if (other.find(key) != nullptr) {
+        fail_(SettingsProblem::kUnknownKey, "'" + key + "' is a setting of act_algo '" +
+                                                other.name + "', but this is '" + spec.name + "'");
+      }
+    }
+    if (std::ranges::find(kReserved, key) != kReserved.end()) {
+      fail_(SettingsProblem::kUnknownKey,
+            "'" + key + "' is reserved; this version does not support it");
+    }
+    std::vector<std::string> known{"act_algo", "asymmetric", "quant_granularity", "nonfinite",
+                                   "num_bits"};
+    if (dialect_ == SettingsDialect::kOperator) {
+      known.insert(known.end(), {"batch_num", "with_offset"});
+    }
+    for (const OptionSpec& option : spec.options) known.push_back(option.key);
+    fail_(SettingsProblem::kUnknownKey, "unknown key '" + key + "'" + suggestion(key, known));
+  }
+
+  SettingsDialect dialect_;
+  const AlgorithmCatalog& catalog_;
+  const SettingsFailure& fail_;
+};
+
+}  // namespace
+
+LayerConfig parse_layer_settings(const Settings& settings, SettingsDialect dialect,
+                                 const AlgorithmCatalog& catalog, const SettingsFailure& fail) {
+  return Reader(dialect, catalog, fail).read(settings);
+}
+
+void set_option(LayerConfig& layer, const OptionSpec& spec, OptionValue value,
+                const SettingsFailure& fail) {
+  const OptionProblem problem = check_option(spec, value);
+  if (problem.kind != OptionProblem::Kind::kNone) {
+    fail(problem.kind == OptionProblem::Kind::kType ? SettingsProblem::kType
+                                                    : SettingsProblem::kRange,
+         problem.message);
+  }
+  layer.options[spec.key] = std::move(value);
+}
+
+void check_conflicts(const LayerConfig& layer, const AlgorithmSpec& spec,
+                     const SettingsFailure& fail) {
+  if (const std::string conflict = spec.conflict(layer.options); !conflict.empty()) {
+    fail(SettingsProblem::kRange, conflict);
+  }
+}
+
+}  // namespace amct

@@ -1,0 +1,148 @@
+#include "amct/search/ifmr.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "search/rounding_loss.h"
+
+namespace amct {
+namespace {
+
+constexpr float kEpsilon = std::numeric_limits<float>::epsilon();
+
+/// k such that the bound is the k-th largest (or smallest) of n values.
+std::uint64_t order_statistic(std::uint64_t n, double percentile) {
+  if (1.0 - percentile < static_cast<double>(kEpsilon)) return 1;
+  const auto below = static_cast<std::uint64_t>(percentile * static_cast<double>(n));
+  return std::max<std::uint64_t>(1, n - std::min(below, n));
+}
+
+/// start, start + step, ... below end; float64 arithmetic, each rounded once to float32.
+std::vector<float> ratios(const IfmrOptions& options) {
+  const double count = std::ceil((options.search_end - options.search_start) / options.search_step);
+  std::vector<float> result;
+  result.reserve(static_cast<std::size_t>(count));
+  for (double i = 0; i < count; i += 1) {
+    result.push_back(static_cast<float>(options.search_start + i * options.search_step));
+  }
+  return result;
+}
+
+/// (high - low) / steps in float32, by float64 where the difference overflows.
+float scale_between(float low, float high, float steps) {
+  const float scale = (high - low) / steps;
+  if (std::isfinite(scale)) return scale;
+  return static_cast<float>((static_cast<double>(high) - static_cast<double>(low)) / steps);
+}
+
+float saturated_product(float ratio, float value) {
+  return std::min(ratio * value, std::numeric_limits<float>::max());
+}
+
+}  // namespace
+
+std::vector<IfmrCandidate> ifmr_candidates(const ValueCounts& values, const IfmrOptions& options) {
+  require_values(values);
+  const std::uint64_t n = values.total();
+  const float clip_max =
+      std::max(0.0F, values.kth_largest(order_statistic(n, options.max_percentile)));
+  const float clip_min =
+      std::min(0.0F, values.kth_smallest(order_statistic(n, options.min_percentile)));
+  const Grid& grid = options.grid;
+  std::vector<IfmrCandidate> candidates;
+  for (const float ratio : ratios(options)) {
+    IfmrCandidate candidate{};
+    if (options.with_offset) {
+      candidate.high = saturated_product(ratio, clip_max);
+      candidate.low = clip_min;
+      candidate.scale =
+          scale_between(candidate.low, candidate.high, static_cast<float>(grid.steps()));
+    } else {
+      const bool negative_wins = std::fabs(clip_max) < std::fabs(clip_min);
+      const auto limit = static_cast<float>(negative_wins ? -grid.qmin : grid.qmax);
+      candidate.high = saturated_product(ratio, std::max(std::fabs(clip_max), std::fabs(clip_min)));
+      candidate.low = -candidate.high;
+      candidate.scale = candidate.high / limit;
+    }
+    if (candidate.scale < kEpsilon) candidate.scale = 1.0F;
+    candidates.push_back(candidate);
+  }
+  return candidates;
+}
+
+SearchResult ifmr(const ValueCounts& values, const IfmrOptions& options) {
+  const std::vector<IfmrCandidate> candidates = ifmr_candidates(values, options);
+  const RoundingLoss loss_of(values);
+  const double noise = std::pow(static_cast<double>(kEpsilon) * values.max_abs(), 2);
+  const IfmrCandidate* best = nullptr;
+  double best_loss = std::numeric_limits<double>::infinity();
+  for (const IfmrCandidate& candidate : candidates) {
+    double loss = loss_of(candidate.scale, candidate.low, candidate.high);
+    if (loss <= noise) loss = 0;
+    if (loss < best_loss) {
+      best = &candidate;
+      best_loss = loss;
+    }
+  }
+  QuantParams params{best->scale, 0};
+  if (options.with_offset) {
+    params.offset =
+        static_cast<std::int32_t>(-std::nearbyint(best->low / best->scale)) + options.grid.qmin;
+  }
+  return {.params = params, .clip_min = best->low, .clip_max = best->high, .loss = best_loss};
+}
+
+Algorithm ifmr_algorithm() {
+  const auto percentile = [](const OptionValue& value) {
+    const double p = std::get<double>(value);
+    return p > 0.5 && p <= 1;
+  };
+  const auto range = [](const OptionValue& value) {
+    const auto& r = std::get<std::vector<double>>(value);
+    return r.size() == 2 && r[0] > 0 && r[0] < r[1] && std::isfinite(r[1]);
+  };
+  AlgorithmSpec spec{
+      .name = "ifmr",
+      .options = {
+          {"max_percentile", 0.999999, "a float in (0.5, 1]", percentile, {"max_percentile"}},
+          {"min_percentile", 0.999999, "a float in (0.5, 1]", percentile, {"min_percentile"}},
+          {"search_range",
+           std::vector<double>{0.7, 1.3},
+           "[start, end] with 0 < start < end",
+           range,
+           {"search_range_start", "search_range_end"}},
+          {"search_step",
+           0.01,
+           "a float in (0, end - start] of search_range",
+           [](const OptionValue& value) { return std::get<double>(value) > 0; },
+           {"search_step"}},
+      }};
+  spec.conflict = [](const OptionMap& options) -> std::string {
+    const auto& r = std::get<std::vector<double>>(options.at("search_range"));
+    const double step = std::get<double>(options.at("search_step"));
+    // A finer search than a million candidates is a typing error, not a wish.
+    if (step > r[1] - r[0]) {
+      return "search_step must be in (0, end - start], but " + to_string(OptionValue(step)) +
+             " is more than search_range " + to_string(OptionValue(r)) + " spans";
+    }
+    if ((r[1] - r[0]) / step > 1e6) {
+      return "search_step " + to_string(OptionValue(step)) + " over search_range " +
+             to_string(OptionValue(r)) + " gives more than 1,000,000 candidates";
+    }
+    return {};
+  };
+  return {.spec = std::move(spec),
+          .search = [](const ValueCounts& values, bool with_offset, const OptionMap& options) {
+            const auto& r = std::get<std::vector<double>>(options.at("search_range"));
+            return ifmr(values, {.with_offset = with_offset,
+                                 .max_percentile = std::get<double>(options.at("max_percentile")),
+                                 .min_percentile = std::get<double>(options.at("min_percentile")),
+                                 .search_start = r[0],
+                                 .search_end = r[1],
+                                 .search_step = std::get<double>(options.at("search_step"))});
+          }};
+}
+
+}  // namespace amct

@@ -1,0 +1,47 @@
+"""Calibrate the key/value cache of PyTorch models for quantization.
+
+The three calls of the interface::
+
+    import amct_pytorch as amct
+
+    amct.create_quant_cali_config("config.json", model)
+    calibration_model = amct.create_quant_cali_model("config.json", "record.txt", model)
+    for batch in batches:          # batch_num of them
+        calibration_model(batch)   # record.txt holds each layer's factors as it finishes
+
+The factors are those of INT8 storage with a subtracted offset:
+``q = clamp(round(x / scale) + offset, -128, 127)`` and ``x' = (q - offset) * scale``.
+
+Messages go through the logger ``amct_pytorch``.
+"""
+
+from amct_pytorch._core import LayerResult, NonFiniteError, __version__
+from amct_pytorch.calibration import (
+    CalibrationRun,
+    calibration_run,
+    create_quant_cali_config,
+    create_quant_cali_model,
+    remove_quant_cali,
+)
+from amct_pytorch.discovery import KVLayer, find_kv_layers
+from amct_pytorch.fake_quant import fake_quantize, fake_quantized
+from amct_pytorch.nn.module.quantization.quant_calibration_op import QuantCalibrationOp
+from amct_pytorch.record import KVFactors, read_record
+
+__all__ = [
+    "CalibrationRun",
+    "KVFactors",
+    "KVLayer",
+    "LayerResult",
+    "NonFiniteError",
+    "QuantCalibrationOp",
+    "__version__",
+    "calibration_run",
+    "create_quant_cali_config",
+    "create_quant_cali_model",
+    "fake_quantize",
+    "fake_quantized",
+    "find_kv_layers",
+    "read_record",
+    "remove_quant_cali",
+]

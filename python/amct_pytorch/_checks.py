@@ -1,0 +1,25 @@
+"""Argument checks that give the errors the interface promises."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def require_type(name: str, value: Any, expected: type[T]) -> T:
+    """Return `value`, or raise TypeError unless it is an instance of `expected`."""
+    if not isinstance(value, expected):
+        raise TypeError(f"{name} must be a {expected.__name__}, not {type(value).__name__}")
+    return value
+
+
+def require_path(name: str, value: Any) -> str:
+    """Return `value` as str, or raise TypeError unless it is a str or a path object."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{name} must be a str, not {type(value).__name__}")
+    path = os.fspath(value)
+    if not isinstance(path, str):
+        raise TypeError(f"{name} must be a str, not {type(path).__name__}")
+    return path

@@ -1,0 +1,64 @@
+"""The calibration operator of a module: a forward hook that shows the module's output to a session."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from amct_pytorch._core import Session
+from amct_pytorch._observe import observe
+
+# Where a module keeps its tap. It lives in __dict__ beside the hook, so that neither the module's
+# class nor its parameters, children or state_dict change.
+_TAP = "_amct_calibration_tap"
+
+
+class LinearTap:
+    """Observes the output of one module until its layer is finished, then takes its hook off.
+
+    A hook rather than a wrapper keeps the module what it is: the same class, attributes, state_dict
+    keys and other hooks, and the output is the very tensor the module returned.
+    """
+
+    def __init__(self, module: torch.nn.Module, name: str, session: Session, owner: object) -> None:
+        self.name = name
+        self._session = session
+        self._owner = owner  # the run lives as long as one of its taps
+        module.__dict__[_TAP] = self
+        self._hook = module.register_forward_hook(self)
+
+    def __call__(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+        if observe(self._session, self.name, output):
+            self._hook.remove()
+
+    @property
+    def owner(self) -> Any:
+        """The CalibrationRun this tap belongs to."""
+        return self._owner
+
+    def remove(self, module: torch.nn.Module) -> None:
+        """Take the tap off its module."""
+        self._hook.remove()
+        module.__dict__.pop(_TAP, None)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        # A copy of a finished layer is an ordinary module again.
+        self._refuse_unless_finished("copied")
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        self._refuse_unless_finished("pickled")
+        return (type(None), ())
+
+    def _refuse_unless_finished(self, action: str) -> None:
+        if not self._session.finished(self.name):
+            raise RuntimeError(
+                f"layer '{self.name}' is being calibrated, so its model cannot be {action}: both would "
+                "write one record. Take calibration off first: amct_pytorch.remove_quant_cali(model); "
+                "or save model.state_dict() instead"
+            )
+
+
+def tap_of(module: torch.nn.Module) -> LinearTap | None:
+    """The tap of a module, or None."""
+    return module.__dict__.get(_TAP)

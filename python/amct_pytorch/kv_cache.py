@@ -1,0 +1,68 @@
+"""A transformers cache that stores what an INT8 cache would give back. Needs transformers."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Mapping
+
+import torch
+from transformers import DynamicCache
+
+from amct_pytorch.discovery import find_kv_layers
+from amct_pytorch.fake_quant import fake_quantize, load_factors
+from amct_pytorch.record import KVFactors
+
+
+class FakeQuantizedCache(DynamicCache):
+    """A `DynamicCache` whose keys and values are fake-quantized by a record as they are stored.
+
+    This is where a runtime quantizes: after rotary embedding, whatever the factors were taken from. Use
+    it as ``model(tokens, past_key_values=FakeQuantizedCache("record.txt", model))``.
+
+    Parameters
+    ----------
+    record : str or mapping of str to KVFactors
+        A record file, or what `read_record` gave, with a key and a value layer for every attention
+        layer of the model.
+    model : torch.nn.Module
+        A decoder whose key and value projections `find_kv_layers` finds in layer order.
+
+    Raises
+    ------
+    ValueError
+        The record lacks a layer of the model: it is the record of another model, or not complete.
+    """
+
+    def __init__(
+        self, record: str | os.PathLike[str] | Mapping[str, KVFactors], model: torch.nn.Module
+    ) -> None:
+        super().__init__()
+        factors = load_factors(record)
+        layers = find_kv_layers(model)
+        missing = [layer.name for layer in layers if layer.name not in factors]
+        if missing:
+            raise ValueError(
+                f"the record has no factors for {len(missing)} layers of {type(model).__name__}, the first "
+                f"'{missing[0]}'; calibrate this model"
+            )
+        self._key_factors = [factors[layer.name] for layer in layers if layer.role == "key"]
+        self._value_factors = [factors[layer.name] for layer in layers if layer.role == "value"]
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Fake-quantize keys and values ``[batch, heads, tokens, head_dim]``, then store them."""
+        return super().update(
+            _by_head(key_states, self._key_factors[layer_idx]),
+            _by_head(value_states, self._value_factors[layer_idx]),
+            layer_idx,
+            *args,
+            **kwargs,
+        )
+
+
+def _by_head(states: torch.Tensor, factors: KVFactors) -> torch.Tensor:
+    """Fake-quantize ``[batch, heads, tokens, head_dim]``; channels are those of the projection."""
+    tokens_first = states.transpose(1, 2)
+    quantized = fake_quantize(tokens_first.flatten(2), factors)
+    return quantized.view(tokens_first.shape).transpose(1, 2)

@@ -1,0 +1,121 @@
+"""A calibration operator for use inside one's own forward()."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+
+from amct_pytorch import _core
+from amct_pytorch._checks import require_path, require_type
+from amct_pytorch._observe import observe
+
+
+class QuantCalibrationOp(torch.nn.Module):
+    """Calibrates the tensors that are passed through it, layer by layer.
+
+    Several layers may go through one operator, and several operators may share one record file: each
+    layer is merged into the file as it finishes, and everything else in the file stays.
+
+    Parameters
+    ----------
+    record_file : str
+        File for the factors (protobuf text of ``ScaleOffsetRecord``, mode 640). Missing folders are
+        created (mode 750). A layer that it already holds is overwritten, with a warning.
+    quant_algo_params : dict, optional
+        ======================  ========================================================  ==============
+        key                     values                                                    default
+        ======================  ========================================================  ==============
+        act_algo                'ifmr', 'hfmg', 'minmax'                                  'ifmr'
+        num_bits                8                                                         8
+        batch_num               int > 0                                                   1
+        asymmetric              bool; wins over with_offset                               True
+        with_offset             bool                                                      True
+        quant_granularity       'per_tensor' or '0', 'per_channel' or '1'                 'per_tensor'
+        max_percentile          float in (0.5, 1], ifmr only                              0.999999
+        min_percentile          float in (0.5, 1], ifmr only                              0.999999
+        search_range            [start, end], 0 < start < end, ifmr only                  [0.7, 1.3]
+        search_step             float in (0, end - start], ifmr only                      0.01
+        num_of_bins             1024, 2048, 4096 or 8192, hfmg only                       4096
+        nonfinite               'raise', or 'skip' to leave NaN and infinities out        'raise'
+        ======================  ========================================================  ==============
+    quant_method : str
+        'kv_cache_quant', the only one.
+
+    Raises
+    ------
+    TypeError
+        An argument or parameter has a wrong type.
+    ValueError
+        `record_file` cannot be the name of a file, or is there and is not a record.
+    RuntimeError
+        A parameter is unknown, out of range, or one of another algorithm; an unknown `quant_method`.
+
+    Examples
+    --------
+    >>> op = QuantCalibrationOp("record.txt", {"act_algo": "hfmg", "batch_num": 2})  # doctest: +SKIP
+    >>> keys = op("layers.0.k_proj", keys)                                           # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        record_file: str,
+        quant_algo_params: dict[str, Any] | None = None,
+        quant_method: str = "kv_cache_quant",
+    ) -> None:
+        super().__init__()
+        path = require_path("record_file", record_file)
+        params = require_type(
+            "quant_algo_params", {} if quant_algo_params is None else quant_algo_params, dict
+        )
+        for key in params:
+            require_type("a key of quant_algo_params", key, str)
+        if require_type("quant_method", quant_method, str) != "kv_cache_quant":
+            raise RuntimeError(f"quant_method must be 'kv_cache_quant', not '{quant_method}'")
+        self._session = _core.Session.for_operator(params, path)
+
+    def forward(self, layer_name: str, x: torch.Tensor) -> torch.Tensor:
+        """Observe `x` as a batch of a layer, and return it.
+
+        Parameters
+        ----------
+        layer_name : str
+            The layer's name in the record.
+        x : torch.Tensor
+            float32, float16 or bfloat16, of any shape; the last dimension is the channel.
+
+        Returns
+        -------
+        torch.Tensor
+            `x` itself.
+
+        Raises
+        ------
+        TypeError
+            `layer_name` is not a str, or `x` not a tensor of one of these dtypes.
+        RuntimeError
+            `x` holds NaN or infinite values (`NonFiniteError`), is empty, or has another number of
+            channels than the batches before.
+        OSError
+            The record file cannot be written.
+        """
+        observe(self._session, require_type("layer_name", layer_name, str), x)
+        return x
+
+    def results(self) -> list[_core.LayerResult]:
+        """The finished layers, in the order they finished."""
+        return self._session.results()
+
+    def unfinished(self) -> dict[str, tuple[int, int]]:
+        """The layers that need more batches: (batches seen, batches needed) by name."""
+        return {name: (seen, needed) for name, seen, needed in self._session.unfinished()}
+
+    def extra_repr(self) -> str:
+        """The record file, for ``repr(model)``."""
+        return f"record_file={self._session.record_file!r}"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
+        raise RuntimeError("a QuantCalibrationOp cannot be copied: both would write one record; make another")
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise RuntimeError("a QuantCalibrationOp cannot be pickled: it holds observations; save state_dict()")

@@ -1,0 +1,111 @@
+// Configuration, definition and record files.
+#include "amct/config/calibration_config.h"
+#include "amct/config/definition.h"
+#include "amct/core/file.h"
+#include "amct/record/record_file.h"
+#include "amct/search/search.h"
+
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include "bindings.h"
+
+namespace amct_python {
+namespace {
+
+using namespace nb::literals;
+using amct::algorithm_catalog;
+
+std::vector<std::string> layer_names(const amct::CalibrationConfig& config) {
+  std::vector<std::string> names;
+  for (const amct::LayerConfig& layer : config.layers) names.push_back(layer.name);
+  return names;
+}
+
+}  // namespace
+
+void bind_config(nb::module_& module) {
+  nb::class_<amct::CalibrationConfig>(module, "CalibrationConfig",
+                                      "Which layers to calibrate, and how.")
+      .def_ro("batch_num", &amct::CalibrationConfig::batch_num, "Batches a layer observes.")
+      .def_prop_ro("layer_names", &layer_names, "Names of the layers, in order.")
+      .def(
+          "to_json",
+          [](const amct::CalibrationConfig& config) {
+            return amct::to_json(config, algorithm_catalog());
+          },
+          "The text of the configuration file.")
+      .def(
+          "write",
+          [](const amct::CalibrationConfig& config, const std::string& path) {
+            amct::write_file_atomically(path, amct::to_json(config, algorithm_catalog()));
+          },
+          "path"_a, "Write the configuration file, atomically.");
+
+  nb::class_<amct::Definition>(module, "Definition",
+                               "A parsed simplified definition (protobuf text).")
+      .def_static(
+          "read",
+          [](const std::string& path) { return amct::Definition::read(path, algorithm_catalog()); },
+          "path"_a)
+      .def("layers", &amct::Definition::layers, "The layers it names.")
+      .def(
+          "configure",
+          [](const amct::Definition& definition, const std::vector<std::string>& names) {
+            return definition.configure(names);
+          },
+          "names"_a, "The configuration of the named layers.");
+
+  module.def(
+      "default_config",
+      [](const std::vector<std::string>& names) {
+        return amct::default_config(names, algorithm_catalog());
+      },
+      "names"_a, "The configuration of the named layers at their defaults.");
+  module.def(
+      "read_config",
+      [](const std::string& path) { return amct::read_config(path, algorithm_catalog()); },
+      "path"_a, "Read a configuration file.");
+  module.def(
+      "check_layers",
+      [](const std::vector<std::string>& names,
+         const std::vector<std::tuple<std::string, std::string, bool>>& model,
+         const std::string& source) {
+        std::vector<amct::ModelLayer> layers;
+        layers.reserve(model.size());
+        for (const auto& [name, type, supported] : model) layers.push_back({name, type, supported});
+        amct::check_layers(names, layers, source);
+      },
+      "names"_a, "model"_a, "source"_a,
+      "Raise ValueError unless every name is a layer (name, type, supported) of the model that can "
+      "be "
+      "calibrated, named once.");
+  module.def("check_output_path", &amct::check_output_path, "path"_a,
+             "Raise ValueError where the path cannot name an output file.");
+
+  module.def(
+      "read_record",
+      [](const std::string& path) {
+        std::vector<std::tuple<std::string, std::vector<float>, std::vector<std::int32_t>>> result;
+        for (const amct::LayerRecord& layer : amct::read_record(path)) {
+          auto& [name, scales, offsets] = result.emplace_back();
+          name = layer.name;
+          for (const amct::QuantParams& params : layer.params) {
+            scales.push_back(params.scale);
+            offsets.push_back(params.offset);
+          }
+        }
+        return result;
+      },
+      "path"_a, "The layers of a record file: (name, scales, offsets).");
+  module.def("write_empty_record", &amct::write_empty_record, "path"_a,
+             "Replace the record file by an empty one.");
+}
+
+}  // namespace amct_python

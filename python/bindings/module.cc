@@ -1,0 +1,12 @@
+// The extension module amct_pytorch._core.
+#include "bindings.h"
+
+NB_MODULE(_core, module) {
+  module.doc() =
+      "C++ core of amct_pytorch. Use amct_pytorch; this module may change without notice.";
+  module.attr("__version__") = AMCT_VERSION;
+  amct_python::bind_errors(module);
+  amct_python::bind_config(module);
+  amct_python::bind_observe(module);
+  amct_python::bind_session(module);
+}

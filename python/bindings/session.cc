@@ -1,0 +1,108 @@
+// Calibration sessions.
+#include "amct/session/session.h"
+
+#include "amct/search/search.h"
+
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include "bindings.h"
+
+namespace amct_python {
+namespace {
+
+using namespace nb::literals;
+using amct::LayerResult;
+
+amct::Session operator_session(const nb::dict& params, const std::string& record_file) {
+  std::vector<std::pair<std::string, amct::OptionValue>> settings;
+  for (const auto& [key, value] : params) {
+    auto name = nb::cast<std::string>(key);
+    amct::OptionValue converted = option_of(name, value);
+    settings.emplace_back(std::move(name), std::move(converted));
+  }
+  return {amct::parse_operator_params(settings, amct::algorithm_catalog()), record_file};
+}
+
+/// (whether the layer is finished now or was before, layers that were overwritten in the record).
+std::pair<bool, std::vector<std::string>> observe(amct::Session& session, const std::string& name,
+                                                  const Array& batch) {
+  const amct::TensorView view = view_of(batch);
+  const nb::gil_scoped_release release;
+  amct::Observation observation = session.observe(name, view);
+  return {observation.kind != amct::Observation::Kind::kAdded, std::move(observation.overwritten)};
+}
+
+void bind_layer_result(nb::module_& module) {
+  nb::class_<LayerResult>(module, "LayerResult", "What a finished layer is known by.")
+      .def_ro("name", &LayerResult::name, "Path of the module in the model.")
+      .def_ro("algorithm", &LayerResult::algorithm, "The search: 'ifmr', 'hfmg' or 'minmax'.")
+      .def_prop_ro(
+          "granularity", [](const LayerResult& r) { return std::string(name_of(r.granularity)); },
+          "'per_tensor' or 'per_channel'.")
+      .def_ro("with_offset", &LayerResult::with_offset, "Whether the factors have an offset.")
+      .def_ro("batches", &LayerResult::batches, "Batches observed.")
+      .def_ro("tokens", &LayerResult::rows, "Rows observed: elements / channels.")
+      .def_ro("channels", &LayerResult::channels, "Size of the last dimension.")
+      .def_ro("non_finite", &LayerResult::non_finite, "NaN and infinite values left out.")
+      .def_ro("min", &LayerResult::min, "Smallest value observed.")
+      .def_ro("max", &LayerResult::max, "Largest value observed.")
+      .def_prop_ro(
+          "scales",
+          [](const LayerResult& r) {
+            std::vector<float> scales;
+            for (const amct::QuantParams& params : r.params) scales.push_back(params.scale);
+            return scales;
+          },
+          "One scale, or one a channel.")
+      .def_prop_ro(
+          "offsets",
+          [](const LayerResult& r) {
+            std::vector<std::int32_t> offsets;
+            for (const amct::QuantParams& params : r.params) offsets.push_back(params.offset);
+            return offsets;
+          },
+          "One offset, or one a channel.")
+      .def_ro("sqnr_db", &LayerResult::sqnr_db, "Signal to quantization noise ratio, in dB.")
+      .def_ro("clipped_fraction", &LayerResult::clipped_fraction,
+              "Share of clipped values, 0 to 1.")
+      .def_ro("observe_seconds", &LayerResult::observe_seconds, "Time spent counting.")
+      .def_ro("search_seconds", &LayerResult::search_seconds, "Time spent searching.");
+}
+
+}  // namespace
+
+void bind_session(nb::module_& module) {
+  bind_layer_result(module);
+  nb::class_<amct::Session>(module, "Session", "A calibration run. Thread-safe.")
+      .def(nb::init<amct::CalibrationConfig, std::string>(), "config"_a, "record_file"_a)
+      .def_static("for_operator", &operator_session, "params"_a, "record_file"_a,
+                  "A session that calibrates whatever layer comes in one way.")
+      .def("observe", &observe, "name"_a, "batch"_a,
+           "Add a batch. Returns (finished, names of layers overwritten in the record).")
+      .def("finished", &amct::Session::finished, "name"_a, "Whether the layer has its factors.")
+      .def("write_record", &amct::Session::write_record, nb::call_guard<nb::gil_scoped_release>(),
+           "Write factors that an error kept from the record; returns the names overwritten.")
+      .def("results", &amct::Session::results, "The finished layers.")
+      .def(
+          "unfinished",
+          [](const amct::Session& session) {
+            std::vector<std::tuple<std::string, std::int64_t, std::int64_t>> result;
+            for (const amct::UnfinishedLayer& layer : session.unfinished()) {
+              result.emplace_back(layer.name, layer.batches, layer.batch_num);
+            }
+            return result;
+          },
+          nb::call_guard<nb::gil_scoped_release>(),
+          "The layers that need more batches: (name, batches seen, batches needed).")
+      .def_prop_ro("record_file", &amct::Session::record_file);
+}
+
+}  // namespace amct_python

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any, Callable, Iterable
 
@@ -56,10 +57,13 @@ def perplexity(
     float
         At least 1.
     """
+    # Newer transformers call it cache and warn of the old name.
+    renamed = "cache" in inspect.signature(model.forward).parameters
+    argument = "cache" if renamed else "past_key_values"
     total, count = 0.0, 0
     with torch.inference_mode():
         for tokens in batches:
-            cache = {"use_cache": False} if make_cache is None else {"past_key_values": make_cache()}
+            cache = {"use_cache": False} if make_cache is None else {argument: make_cache()}
             logits = model(tokens, **cache).logits[:, :-1].float()
             losses = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
             total += losses.item()

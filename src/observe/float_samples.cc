@@ -14,8 +14,13 @@ void FloatSamples::reserve_more(std::size_t count) {
 
 void FloatSamples::merge(const FloatSamples& other) {
   for (std::size_t group = 0; group < samples_.size(); ++group) {
-    samples_[group].insert(samples_[group].end(), other.samples_[group].begin(),
-                           other.samples_[group].end());
+    // `other` may be this object, so its size is taken and its place looked up around the growth.
+    std::vector<float>& samples = samples_[group];
+    const std::size_t before = samples.size();
+    const std::size_t added = other.samples_[group].size();
+    samples.resize(before + added);
+    std::copy_n(other.samples_[group].begin(), added,
+                samples.begin() + static_cast<std::ptrdiff_t>(before));
   }
 }
 

@@ -7,6 +7,8 @@ namespace amct {
 HalfCounts::HalfCounts(DType dtype, std::size_t groups) : dtype_(dtype), pages_(groups * kPages) {}
 
 void HalfCounts::merge(const HalfCounts& other) {
+  // Before the pages, whose sums may wrap too: `other` may be this object.
+  for (const auto& [key, wraps] : other.wraps_) wraps_[key] += wraps;
   for (std::size_t i = 0; i < pages_.size(); ++i) {
     if (other.pages_[i] == nullptr) continue;
     if (pages_[i] == nullptr) pages_[i] = std::make_unique<Page>();
@@ -17,7 +19,6 @@ void HalfCounts::merge(const HalfCounts& other) {
       if (sum >> 32 != 0) ++wraps_[(static_cast<std::uint64_t>(i) << 8) | low];
     }
   }
-  for (const auto& [key, wraps] : other.wraps_) wraps_[key] += wraps;
 }
 
 std::uint64_t HalfCounts::count_of(std::size_t group, std::size_t pattern) const {

@@ -13,6 +13,14 @@
 namespace amct {
 namespace {
 
+constexpr auto kMaxTotal = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
+
+/// The sum of two totals up to kMaxTotal, which does not overflow before it is checked.
+std::uint64_t checked_total(std::uint64_t a, std::uint64_t b) {
+  if (b > kMaxTotal - a) throw ValueError("value counts: the total exceeds 2^63 - 1");
+  return a + b;
+}
+
 void check_rank(std::uint64_t k, std::uint64_t total) {
   if (k < 1 || k > total) {
     throw ValueError("order statistic " + std::to_string(k) + " of " + std::to_string(total) +
@@ -28,7 +36,6 @@ ValueCounts::ValueCounts(std::vector<float> values, std::vector<std::uint64_t> c
     throw ValueError("value counts: " + std::to_string(values_.size()) + " values but " +
                      std::to_string(counts_.size()) + " counts");
   }
-  constexpr auto kLimit = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
   for (std::size_t i = 0; i < values_.size(); ++i) {
     if (!std::isfinite(values_[i])) throw ValueError("value counts: a value is not finite");
     if (i > 0 && !(values_[i - 1] < values_[i])) {
@@ -36,8 +43,7 @@ ValueCounts::ValueCounts(std::vector<float> values, std::vector<std::uint64_t> c
     }
     if (values_[i] == 0.0F) values_[i] = 0.0F;  // -0 becomes +0
     if (counts_[i] == 0) throw ValueError("value counts: a count is zero");
-    if (counts_[i] > kLimit - total_) throw ValueError("value counts: the total exceeds 2^63 - 1");
-    total_ += counts_[i];
+    total_ = checked_total(total_, counts_[i]);
   }
 }
 
@@ -57,7 +63,7 @@ ValueCounts ValueCounts::of(std::vector<float> samples) {
 
 ValueCounts ValueCounts::merged(const ValueCounts& a, const ValueCounts& b) {
   ValueCounts result;
-  result.total_ = a.total_ + b.total_;
+  result.total_ = checked_total(a.total_, b.total_);
   result.values_.reserve(a.values_.size() + b.values_.size());
   result.counts_.reserve(a.values_.size() + b.values_.size());
   std::size_t i = 0;

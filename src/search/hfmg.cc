@@ -101,11 +101,14 @@ Histogram hfmg_histogram(const ValueCounts& values, std::int64_t num_of_bins) {
   histogram.high = values.max();
   const auto bins = static_cast<double>(num_of_bins);
   histogram.width = (histogram.high - histogram.low) / bins;
-  const bool constant = histogram.low == histogram.high;
-  const double left = constant ? histogram.low - 1 : histogram.low;
-  const double right = constant ? histogram.high + 1 : histogram.high;
+  if (histogram.low == histogram.high) {
+    // Binned over [value - 1, value + 1], which beyond 2^53 is no range in float64 any more.
+    histogram.counts[histogram.counts.size() / 2] = values.total();
+    return histogram;
+  }
   for (std::size_t i = 0; i < values.values().size(); ++i) {
-    const double position = (values.values()[i] - left) * bins / (right - left);
+    const double position =
+        (values.values()[i] - histogram.low) * bins / (histogram.high - histogram.low);
     const auto bin = std::min(static_cast<std::size_t>(position), histogram.counts.size() - 1);
     histogram.counts[bin] += values.counts()[i];
   }

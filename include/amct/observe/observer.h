@@ -32,8 +32,8 @@ class Observer {
   /// number of channels; NonFiniteError by the policy; ValueError for a malformed view.
   void observe(const TensorView& batch);
 
-  /// Adds everything `other` has seen, batches included. Throws StateError where the granularity or
-  /// the number of channels differs.
+  /// Adds everything `other` (which may be this object) has seen, batches included. Throws
+  /// StateError where the granularity or the number of channels differs.
   void merge(const Observer& other);
 
   Granularity granularity() const;

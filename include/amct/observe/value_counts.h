@@ -15,15 +15,15 @@ class ValueCounts {
  public:
   ValueCounts() = default;
 
-  /// Takes values and counts of equal length. Values must be finite and strictly ascending, without
-  /// -0; counts positive. Throws ValueError otherwise, and where the counts' sum does not fit 63
-  /// bits.
+  /// Takes values and counts of equal length. Values must be finite and strictly ascending (-0 is
+  /// taken as 0), counts positive. Throws ValueError otherwise, and where the counts' sum does not
+  /// fit 63 bits.
   ValueCounts(std::vector<float> values, std::vector<std::uint64_t> counts);
 
   /// Counts `samples`, which may hold duplicates in any order but must be finite. Sorts in place.
   static ValueCounts of(std::vector<float> samples);
 
-  /// The union of two multisets.
+  /// The union of two multisets. Throws ValueError where the total does not fit 63 bits.
   static ValueCounts merged(const ValueCounts& a, const ValueCounts& b);
 
   std::span<const float> values() const { return values_; }          ///< ascending, distinct

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from typing import Any, Callable, TypeVar
 
 import torch
 
 from amct_pytorch._core import Session
 from amct_pytorch._log import logger
 
+F = TypeVar("F", bound=Callable[..., Any])
 
-@torch.compiler.disable  # a compiled model breaks its graph here instead of tracing into C++
+
 def observe(session: Session, name: str, x: Any) -> bool:
     """Add a batch of layer `name`; return whether the layer is finished.
 
@@ -31,6 +33,8 @@ def observe(session: Session, name: str, x: Any) -> bool:
     RuntimeError
         The batch holds NaN or infinite values, is empty, or has another number of channels than the
         batches before.
+    OSError
+        The record file cannot be written; the factors are kept for `write_record`.
     """
     if not isinstance(x, torch.Tensor):
         raise TypeError(
@@ -43,7 +47,43 @@ def observe(session: Session, name: str, x: Any) -> bool:
             f"layer '{name}': a tensor of {x.dtype} cannot be calibrated; "
             "torch.float32, torch.float16 or torch.bfloat16 is needed"
         )
-    finished, overwritten = session.observe(name, x.detach().cpu())
-    for layer in overwritten:
-        logger.warning("layer '%s' was already in '%s' and will be overwritten", layer, session.record_file)
+    try:
+        # DLPack knows no lazy negation: without resolve_neg the opposite numbers would be read.
+        finished, overwritten = session.observe(name, x.detach().cpu().resolve_neg())
+    except OSError as error:
+        text = f"{error.strerror} (layer '{name}': its factors are kept; mend this, then call write_record())"
+        raise OSError(error.errno, text, error.filename) from error
+    _warn_overwritten(session, overwritten)
     return finished
+
+
+def outside_graphs(function: F) -> F:
+    """Keep torch.compile from tracing `function`, whose call then breaks a compiled model's graph.
+
+    Where dynamo is not loaded there is nothing to keep off yet, and loading it for this takes longer than
+    loading torch. A model compiled later traces up to the call into C++ and breaks its graph there.
+    """
+    return torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function
+
+
+def write_record(session: Session) -> None:
+    """Write factors that an error kept from the record file. Raises OSError where that fails again."""
+    _warn_overwritten(session, session.write_record())
+
+
+def report_lost(session: Session) -> None:
+    """Name the layers that have no factors in the record file, in a warning: called when a run ends."""
+    unfinished = session.unfinished()
+    if unfinished:
+        lines = ", ".join(f"{name} ({seen} of {needed} batches)" for name, seen, needed in unfinished)
+        logger.warning(
+            "%d layers have no factors in '%s', since they did not see all their batches: %s",
+            len(unfinished),
+            session.record_file,
+            lines,
+        )
+
+
+def _warn_overwritten(session: Session, layers: list[str]) -> None:
+    for layer in layers:
+        logger.warning("layer '%s' was already in '%s' and will be overwritten", layer, session.record_file)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from amct_pytorch._core import Session
-from amct_pytorch._observe import observe
+from amct_pytorch._observe import observe, outside_graphs
 
 # Where a module keeps its tap. It lives in __dict__ beside the hook, so that neither the module's
 # class nor its parameters, children or state_dict change.
@@ -24,13 +24,17 @@ class LinearTap:
     def __init__(self, module: torch.nn.Module, name: str, session: Session, owner: object) -> None:
         self.name = name
         self._session = session
+        self._observe = outside_graphs(observe)
         self._owner = owner  # the run lives as long as one of its taps
         module.__dict__[_TAP] = self
         self._hook = module.register_forward_hook(self)
 
     def __call__(self, module: torch.nn.Module, args: Any, output: Any) -> None:
-        if observe(self._session, self.name, output):
-            self._hook.remove()
+        try:
+            self._observe(self._session, self.name, output)
+        finally:  # also where the layer is finished but the record could not be written
+            if self._session.finished(self.name):
+                self._hook.remove()
 
     @property
     def owner(self) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import weakref
 from typing import Any, Iterable
 
@@ -11,6 +12,7 @@ import torch
 from amct_pytorch import _core
 from amct_pytorch._checks import require_path, require_type
 from amct_pytorch._log import logger
+from amct_pytorch._observe import report_lost, write_record
 from amct_pytorch._tap import LinearTap, tap_of
 from amct_pytorch.discovery import find_kv_layers, is_supported
 from amct_pytorch.nn.module.quantization.quant_calibration_op import QuantCalibrationOp
@@ -137,6 +139,7 @@ def create_quant_cali_model(config_file: str, record_file: str, model: torch.nn.
         logger.warning("record_file '%s' exists and will be overwritten", record_path)
     _core.write_empty_record(record_path)
     CalibrationRun(config, record_path, modules)
+    _retrace_compiled_models()
     return model
 
 
@@ -153,6 +156,7 @@ def remove_quant_cali(model: torch.nn.Module) -> None:
         tap = tap_of(module)
         if tap is not None:
             tap.remove(module)
+    _retrace_compiled_models()
 
 
 def calibration_run(model: torch.nn.Module) -> CalibrationRun:
@@ -184,7 +188,7 @@ class CalibrationRun:
     ) -> None:
         self._session = _core.Session(config, record_file)
         # Unfinished layers are reported when the last tap goes, or at the end of the program.
-        self._report = weakref.finalize(self, _report_unfinished, self._session)
+        weakref.finalize(self, report_lost, self._session)
         for name, module in modules.items():
             LinearTap(module, name, self._session, owner=self)
 
@@ -209,26 +213,13 @@ class CalibrationRun:
         OSError
             The file still cannot be written.
         """
-        self._session.write_record()
+        write_record(self._session)
 
     def __repr__(self) -> str:
         return (
             f"<CalibrationRun record_file={self.record_file!r} finished={len(self.results())} "
             f"unfinished={len(self.unfinished())}>"
         )
-
-
-def _report_unfinished(session: _core.Session) -> None:
-    unfinished = session.unfinished()
-    if not unfinished:
-        return
-    lines = ", ".join(f"{name} ({seen} of {needed} batches)" for name, seen, needed in unfinished)
-    logger.warning(
-        "%d layers have no factors in '%s', since they did not see all their batches: %s",
-        len(unfinished),
-        session.record_file,
-        lines,
-    )
 
 
 def _layers_in(quant_layers: Any) -> list[str] | None:
@@ -284,6 +275,12 @@ def _distinct_modules(
         name_of[module] = name
         modules[name] = module
     return modules
+
+
+def _retrace_compiled_models() -> None:
+    """Make torch.compile see the hooks: its code does not look whether they changed since it was traced."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 def _refuse_calibrated(model: torch.nn.Module) -> None:

@@ -27,7 +27,7 @@ using Array = nb::ndarray<nb::ro>;
 amct::TensorView view_of(const Array& array);
 
 /// A Python bool, int, float, str or list of numbers as a setting. Throws amct::TypeError
-/// otherwise.
+/// otherwise, amct::StateError for an int beyond 64 bits.
 amct::OptionValue option_of(const std::string& key, nb::handle value);
 
 }  // namespace amct_python

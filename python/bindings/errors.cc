@@ -4,6 +4,8 @@
 #include <exception>
 #include <system_error>
 
+#include <nanobind/stl/string.h>
+
 #include "bindings.h"
 
 namespace amct_python {

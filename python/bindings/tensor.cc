@@ -68,7 +68,7 @@ amct::OptionValue option_of(const std::string& key, nb::handle value) {
   if (nb::isinstance<nb::int_>(value)) {
     std::int64_t number = 0;
     if (!nb::try_cast(value, number))
-      throw amct::ValueError(key + " is out of the range of 64-bit integers");
+      throw amct::StateError(key + " is out of the range of 64-bit integers");
     return number;
   }
   if (nb::isinstance<nb::float_>(value)) return nb::cast<double>(value);

@@ -108,6 +108,21 @@ void sync_folder(const fs::path& folder) {
   if (fd.valid()) ::fsync(fd.get());
 }
 
+/// Throws ValueError where no file can have that name.
+void check_name(const std::string& path) {
+  if (path.empty()) throw ValueError("the name of a file is empty");
+  // The system would take the name up to the NUL, and open another file.
+  if (path.find('\0') != std::string::npos) {
+    throw ValueError("the name of a file holds a NUL character");
+  }
+  for (const fs::path& part : fs::path(path)) {
+    if (part.string().size() > kMaxNameLength) {
+      throw ValueError("the name '" + part.string().substr(0, 32) + "...' is longer than " +
+                       std::to_string(kMaxNameLength) + " bytes");
+    }
+  }
+}
+
 /// Length of the UTF-8 sequence at the front of `text`, 0 where it is malformed.
 std::size_t sequence_length(std::string_view text) {
   const auto byte = [&](std::size_t i) { return static_cast<std::uint8_t>(text[i]); };
@@ -140,10 +155,7 @@ bool is_utf8(std::string_view text) {
 }
 
 std::string read_text_file(const std::string& path, std::size_t limit) {
-  // The system would take the name up to the NUL, and read another file.
-  if (path.find('\0') != std::string::npos) {
-    throw ValueError("the name of a file to read holds a NUL character");
-  }
+  check_name(path);
   const Descriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!fd.valid()) throw IoError(errno, "read", path);
   struct stat info{};
@@ -168,16 +180,7 @@ std::string read_text_file(const std::string& path, std::size_t limit) {
 }
 
 void check_output_path(const std::string& path) {
-  if (path.empty()) throw ValueError("the name of an output file is empty");
-  if (path.find('\0') != std::string::npos) {
-    throw ValueError("the name of an output file holds a NUL character");
-  }
-  for (const fs::path& part : fs::path(path)) {
-    if (part.string().size() > kMaxNameLength) {
-      throw ValueError("the name '" + part.string().substr(0, 32) + "...' is longer than " +
-                       std::to_string(kMaxNameLength) + " bytes");
-    }
-  }
+  check_name(path);
   std::error_code ignored;
   if (path.back() == '/' || fs::is_directory(path, ignored)) {
     throw ValueError("'" + path + "' is a folder; the name of a file is needed");

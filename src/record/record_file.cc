@@ -29,6 +29,14 @@ ScaleOffsetRecord parse_record(const std::string& path) {
   return record;
 }
 
+/// What the file holds; nothing where it is not there.
+ScaleOffsetRecord parse_existing_record(const std::string& path) {
+  std::error_code failure;
+  const bool exists = std::filesystem::exists(path, failure);
+  if (failure) throw IoError(failure.value(), "read", path);
+  return exists ? parse_record(path) : ScaleOffsetRecord();
+}
+
 void set_factors(MapFiledEntry& entry, const LayerRecord& layer) {
   auto& value = *entry.mutable_kv_cache_value();
   value.Clear();
@@ -98,6 +106,8 @@ std::vector<LayerRecord> read_record(const std::string& path) {
   return layers;
 }
 
+void check_mergeable(const std::string& path) { parse_existing_record(path); }
+
 void write_empty_record(const std::string& path) { write_file_atomically(path, ""); }
 
 std::vector<std::string> merge_into_record(const std::string& path,
@@ -106,11 +116,7 @@ std::vector<std::string> merge_into_record(const std::string& path,
   static std::mutex mutex;
   const std::lock_guard lock(mutex);
   check_output_path(path);
-  ScaleOffsetRecord record;
-  std::error_code failure;
-  if (std::filesystem::exists(path, failure)) record = parse_record(path);
-  if (failure) throw IoError(failure.value(), "read", path);
-
+  ScaleOffsetRecord record = parse_existing_record(path);
   std::unordered_map<std::string, int> positions = positions_of(record);
   std::vector<std::string> replaced;
   for (const LayerRecord& layer : layers) {

@@ -137,6 +137,7 @@ Session::Session(CalibrationConfig config, std::string record_file) : impl_(new 
 
 Session::Session(OperatorParams params, std::string record_file) : impl_(new Impl) {
   check_output_path(record_file);
+  check_mergeable(record_file);  // not only after all batches were observed
   impl_->batch_num = params.batch_num;
   impl_->record_file = std::move(record_file);
   impl_->any_layer = std::move(params.layer);

@@ -27,6 +27,9 @@ std::vector<LayerRecord> read_record(const std::string& path);
 /// Writes an empty record, replacing what the file held. Throws as write_file_atomically does.
 void write_empty_record(const std::string& path);
 
+/// Throws as merge_into_record does where the file is there and cannot be read or is not a record.
+void check_mergeable(const std::string& path);
+
 /// Puts the factors of `layers` into the file, which is created where missing, and leaves
 /// everything else in it as it is: other layers, other features' fields, prune records. Layers
 /// named in `order` stand in that order; others keep their places, new ones come last. Within this

@@ -63,6 +63,8 @@ class Session {
   /// cannot name a file.
   Session(CalibrationConfig config, std::string record_file);
   /// Calibrates whatever layer comes, all in one way; the record has them in the order they finish.
+  /// Throws ValueError for a record_file that cannot name a file, or that is there and is not a
+  /// record, and IoError where it cannot be read.
   Session(OperatorParams params, std::string record_file);
   Session(Session&&) noexcept;
   Session& operator=(Session&&) noexcept;

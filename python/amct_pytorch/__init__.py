@@ -6,8 +6,8 @@ The three calls of the interface::
 
     amct.create_quant_cali_config("config.json", model)
     calibration_model = amct.create_quant_cali_model("config.json", "record.txt", model)
-    for batch in batches:          # batch_num of them
-        calibration_model(batch)   # record.txt holds each layer's factors as it finishes
+    for batch in batches:  # batch_num of them
+        calibration_model(batch)  # record.txt holds each layer's factors as it finishes
 
 The factors are those of INT8 storage with a subtracted offset:
 ``q = clamp(round(x / scale) + offset, -128, 127)`` and ``x' = (q - offset) * scale``.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, Callable, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 
@@ -38,7 +39,8 @@ def observe(session: Session, name: str, x: Any) -> bool:
     """
     if not isinstance(x, torch.Tensor):
         raise TypeError(
-            f"layer '{name}': a tensor is needed, not {type(x).__name__}; name a module that returns one tensor"
+            f"layer '{name}': a tensor is needed, not {type(x).__name__}; "
+            "name a module that returns one tensor"
         )
     if x.layout != torch.strided or x.is_quantized:
         raise TypeError(f"layer '{name}': a dense tensor is needed, not {x.layout} {x.dtype}")

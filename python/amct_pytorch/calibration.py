@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import weakref
-from typing import Any, Iterable
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -55,9 +57,10 @@ def create_quant_cali_config(
 
     Examples
     --------
-    >>> amct.create_quant_cali_config("config.json", model)                       # doctest: +SKIP
-    >>> amct.create_quant_cali_config(                                            # doctest: +SKIP
-    ...     "config.json", model, {"kv_cache_quant_layers": ["layers.0.k_proj", "layers.0.v_proj"]})
+    >>> amct.create_quant_cali_config("config.json", model)  # doctest: +SKIP
+    >>> amct.create_quant_cali_config(  # doctest: +SKIP
+    ...     "config.json", model, {"kv_cache_quant_layers": ["layers.0.k_proj", "layers.0.v_proj"]}
+    ... )
     """
     config_path = require_path("config_file", config_file)
     require_type("model", model, torch.nn.Module)
@@ -122,7 +125,8 @@ def create_quant_cali_model(config_file: str, record_file: str, model: torch.nn.
     Examples
     --------
     >>> model = amct.create_quant_cali_model("config.json", "record.txt", model)  # doctest: +SKIP
-    >>> for batch in batches: model(batch)                                        # doctest: +SKIP
+    >>> for batch in batches:
+    ...     model(batch)  # doctest: +SKIP
     """
     config_path = require_path("config_file", config_file)
     record_path = require_path("record_file", record_file)
@@ -135,7 +139,7 @@ def create_quant_cali_model(config_file: str, record_file: str, model: torch.nn.
         raise ValueError(f"record_file and config_file are both '{record_path}'; the record would replace it")
     modules = _distinct_modules(model, config.layer_names, config_path)
 
-    if os.path.exists(record_path):
+    if Path(record_path).exists():
         logger.warning("record_file '%s' exists and will be overwritten", record_path)
     _core.write_empty_record(record_path)
     CalibrationRun(config, record_path, modules)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Any, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 
@@ -70,7 +71,8 @@ def fake_quantized(
 
     Examples
     --------
-    >>> with amct.fake_quantized(model, "record.txt"): logits = model(tokens).logits  # doctest: +SKIP
+    >>> with amct.fake_quantized(model, "record.txt"):
+    ...     logits = model(tokens).logits  # doctest: +SKIP
     """
     factors = load_factors(record)
     modules = dict(model.named_modules(remove_duplicate=False))

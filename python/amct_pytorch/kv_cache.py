@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from transformers import DynamicCache
@@ -30,7 +31,8 @@ class FakeQuantizedCache(DynamicCache):
     Raises
     ------
     ValueError
-        The record lacks a layer of the model: it is the record of another model, or not complete.
+        The record lacks a layer of the model, or has one that the model does not: it is the record of
+        another model, or not complete. Or the model has no such layers.
     """
 
     def __init__(
@@ -39,11 +41,19 @@ class FakeQuantizedCache(DynamicCache):
         super().__init__()
         factors = load_factors(record)
         layers = find_kv_layers(model)
+        if not layers:
+            raise ValueError(f"no key or value projection was found in {type(model).__name__}")
         missing = [layer.name for layer in layers if layer.name not in factors]
         if missing:
             raise ValueError(
                 f"the record has no factors for {len(missing)} layers of {type(model).__name__}, the first "
                 f"'{missing[0]}'; calibrate this model"
+            )
+        known = {name for name, _ in model.named_modules(remove_duplicate=False)}
+        foreign = [name for name in factors if name not in known]
+        if foreign:
+            raise ValueError(
+                f"the record is of another model: {type(model).__name__} has no layer '{foreign[0]}'"
             )
         self._key_factors = [factors[layer.name] for layer in layers if layer.role == "key"]
         self._value_factors = [factors[layer.name] for layer in layers if layer.role == "value"]

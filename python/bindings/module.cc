@@ -2,7 +2,8 @@
 #include "bindings.h"
 
 NB_MODULE(_core, module) {
-  // Whoever keeps a session alive to the end of the process (a compiled model does) loses nothing by it.
+  // Whoever keeps a session alive to the end of the process (a compiled model does) loses nothing
+  // by it.
   nanobind::set_leak_warnings(false);
   module.doc() =
       "C++ core of amct_pytorch. Use amct_pytorch; this module may change without notice.";

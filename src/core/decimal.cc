@@ -23,7 +23,17 @@ std::string shortest(Float value) {
 
 }  // namespace
 
-std::string shortest_decimal(float value) { return shortest(value); }
+std::string shortest_decimal(float value) {
+  if (std::fabs(value) < 0x1p24F || !std::isfinite(value)) return shortest(value);
+  // Fixed notation spells large integers out, which a float needs fewer digits for. The double
+  // nearest to the shortest decimal has no others.
+  std::array<char, 64> buffer{};
+  const auto digits = std::to_chars(buffer.data(), buffer.data() + buffer.size(), value,
+                                    std::chars_format::scientific);
+  double nearest = 0;
+  std::from_chars(buffer.data(), digits.ptr, nearest);
+  return shortest(nearest);
+}
 std::string shortest_decimal(double value) { return shortest(value); }
 
 }  // namespace amct

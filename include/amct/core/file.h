@@ -12,8 +12,8 @@ namespace amct {
 inline constexpr std::size_t kMaxTextFileSize = std::size_t{1} << 30;
 
 /// The whole content of a file. Throws IoError where it cannot be read; ValueError where `path` is
-/// a folder or cannot name a file (empty, a component longer than 255 bytes, a NUL inside), the file
-/// is larger than `limit` bytes, or its bytes are not UTF-8.
+/// a folder or cannot name a file (empty, a component longer than 255 bytes, a NUL inside), the
+/// file is larger than `limit` bytes, or its bytes are not UTF-8.
 std::string read_text_file(const std::string& path, std::size_t limit = kMaxTextFileSize);
 
 /// Throws ValueError where `path` cannot name an output file: empty, an existing folder (or ending

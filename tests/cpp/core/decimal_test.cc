@@ -50,6 +50,8 @@ TEST(DecimalTest, WritesFloatsWithTheirOwnDigitsAndNotThoseOfTheDouble) {
   EXPECT_EQ(shortest_decimal(0.05221764F), "0.05221764");
   EXPECT_EQ(shortest_decimal(1.0F), "1.0");
   EXPECT_EQ(shortest_decimal(16777216.0F), "16777216.0");
+  EXPECT_EQ(shortest_decimal(123456789.0F), "123456790.0");
+  EXPECT_EQ(shortest_decimal(-1.2345679e15F), "-1234568000000000.0");
   EXPECT_EQ(shortest_decimal(3.4028235e38F), "3.4028235e+38");
   EXPECT_EQ(shortest_decimal(1e-45F), "1e-45");
   EXPECT_EQ(shortest_decimal(1.1920929e-07F), "1.1920929e-07");

@@ -105,6 +105,13 @@ TEST(BlocksTest, ContiguousTensorOfAnyRankIsOneBlock) {
   }
 }
 
+TEST(BlocksTest, StridesOfDimensionsOfSizeOneDoNotCutTheTensor) {
+  const std::vector<float> data(24);
+  const TensorView view{data.data(), DType::kFloat32, {2, 1, 3, 1, 4}, {12, -7, 4, 999, 1}};
+  ASSERT_EQ(blocks_of(view).size(), 1U);
+  EXPECT_EQ(blocks_of(view)[0].rows, 6);
+}
+
 TEST(BlocksTest, SliceOfTheChannelsIsOneStridedBlock) {
   const std::vector<float> data(2 * 3 * 8);
   const TensorView view{data.data() + 2, DType::kFloat32, {2, 3, 4}, {24, 8, 1}};

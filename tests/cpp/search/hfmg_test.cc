@@ -110,7 +110,7 @@ TEST(HfmgLargeTest, EightThousandBins) {
 
 TEST(HfmgLargeTest, DefaultBins) {
   expect_best_range(support::sample(Distribution::kHeavyTailed, 5000, 2), 4096);
-  expect_best_range(support::sample(Distribution::kNormal, 200000, 3), 2048);  // a quota of two
+  expect_best_range(support::sample(Distribution::kNormal, 150001, 3), 2048);  // a quota of two
 }
 
 TEST(HfmgHistogramTest, TheLargestValueFallsInTheLastBin) {

@@ -59,8 +59,9 @@ TEST(RoundingLossKnownTest, TiesGoToTheEvenLevel) {
   EXPECT_EQ(loss_of({-100}, 2, -7, 7), 92.0 * 92.0);
   EXPECT_EQ(loss_of({100}, 1, 0, 0.5F), 100.0 * 100.0);
   EXPECT_EQ(loss_of({100}, 1, 0, 1.5F), 98.0 * 98.0);
-  // Other values before and after it do not change that.
+  // Other values, whose levels are walked through on the way, do not change that.
   EXPECT_EQ(loss_of({-100, 0, 2, 4, 100}, 2, -5, 5), 2 * 96.0 * 96.0 / 5);
+  EXPECT_EQ(loss_of({-100, 0, 2, 4, 100}, 2, -7, 7), 2 * 92.0 * 92.0 / 5);
 }
 
 TEST(RoundingLossKnownTest, ClippedValuesPayTheWholeDistance) {

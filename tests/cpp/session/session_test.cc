@@ -108,6 +108,22 @@ TEST_F(SessionTest, ResultsDescribeEachLayer) {
             (std::vector<LayerRecord>{{"first", results[0].params}, {"second", second.params}}));
 }
 
+TEST_F(SessionTest, ActivationOffsetDecidesWhereTheLayerDoesNotSay) {
+  CalibrationConfig config = config_of({"global", "own"}, 1);
+  config.activation_offset = false;
+  config.layers[1].asymmetric = true;
+  Session session(config, path);
+  const Tensor positive = make_tensor(DType::kFloat32, {40, 5},
+                                      support::sample(support::Distribution::kPositive, 200, 1));
+  session.observe("global", positive.view());
+  session.observe("own", positive.view());
+  const std::vector<LayerResult> results = session.results();
+  EXPECT_FALSE(results.at(0).with_offset);
+  EXPECT_EQ(results.at(0).params.at(0).offset, 0);
+  EXPECT_TRUE(results.at(1).with_offset);
+  EXPECT_EQ(results.at(1).params.at(0).offset, -128);
+}
+
 TEST_F(SessionTest, QualityOfTheResultIsThatOfItsFactors) {
   Session session(config_of({"a"}, 1), path);
   const Tensor data = batch(9, 400);

@@ -56,7 +56,7 @@ class QuantCalibrationOp(torch.nn.Module):
     Examples
     --------
     >>> op = QuantCalibrationOp("record.txt", {"act_algo": "hfmg", "batch_num": 2})  # doctest: +SKIP
-    >>> keys = op("layers.0.k_proj", keys)                                           # doctest: +SKIP
+    >>> keys = op("layers.0.k_proj", keys)  # doctest: +SKIP
     """
 
     def __init__(

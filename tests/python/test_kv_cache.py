@@ -1,0 +1,128 @@
+"""FakeQuantizedCache, on a small Llama."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import amct_pytorch as amct
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers")
+from amct_pytorch.kv_cache import FakeQuantizedCache  # noqa: E402
+
+# Newer transformers call it cache and warn of the old name.
+_PARAMETERS = inspect.signature(transformers.LlamaForCausalLM.forward).parameters
+CACHE = "cache" if "cache" in _PARAMETERS else "past_key_values"
+
+
+def _llama(layers: int = 2, heads: int = 2) -> Any:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        hidden_size=32,
+        intermediate_size=32,
+        num_attention_heads=4,
+        num_key_value_heads=heads,
+        num_hidden_layers=layers,
+        vocab_size=64,
+    )
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+def _ids(length: int = 12) -> torch.Tensor:
+    return torch.randint(0, 64, (2, length), generator=torch.Generator().manual_seed(0))
+
+
+def _record(folder: Path, model: Any, granularity: str = "per_tensor") -> Path:
+    folder.mkdir(exist_ok=True)
+    definition = folder / "definition.cfg"
+    definition.write_text(
+        "kv_cache_quant_config { calibration_config {"
+        f" ifmr_quantize {{ quant_granularity: {granularity} }} }} }}"
+    )
+    config_file, record = folder / "config.json", folder / "record.txt"
+    amct.create_quant_cali_config(str(config_file), model, config_defination=str(definition))
+    amct.create_quant_cali_model(str(config_file), str(record), model)
+    with torch.inference_mode():
+        model(_ids())
+    amct.remove_quant_cali(model)
+    return record
+
+
+@pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
+def test_what_is_stored_is_quantized(granularity: str, tmp_path: Path) -> None:
+    model = _llama()
+    record = _record(tmp_path, model, granularity)
+    factors = amct.read_record(record)
+    plain = transformers.DynamicCache()
+    with torch.inference_mode():
+        model(_ids(), **{CACHE: plain})
+    for argument in (record, str(record), factors):
+        cache = FakeQuantizedCache(argument, model)
+        with torch.inference_mode():
+            model(_ids(), **{CACHE: cache})
+        # The first layer's keys do not depend on the quantization, so they can be compared one by one.
+        name = "model.layers.0.self_attn.k_proj"
+        for layer_name, stored, full in (
+            (name, cache.layers[0].keys, plain.layers[0].keys),
+            (name.replace("k_", "v_"), cache.layers[0].values, plain.layers[0].values),
+        ):
+            by_token = full.transpose(1, 2).flatten(2)
+            wanted = amct.fake_quantize(by_token, factors[layer_name])
+            assert torch.equal(stored.transpose(1, 2).flatten(2), wanted)
+            assert not torch.equal(wanted, by_token)
+
+
+def test_logits_stay_near(tmp_path: Path) -> None:
+    model = _llama()
+    record = _record(tmp_path, model)
+    with torch.inference_mode():
+        full = model(_ids()).logits
+        quantized = model(_ids(), **{CACHE: FakeQuantizedCache(record, model)}).logits
+    assert not torch.equal(full, quantized)
+    assert (full - quantized).abs().max() < 0.05 * full.abs().max()
+
+
+def test_token_by_token(tmp_path: Path) -> None:
+    """Decoding stores one token at a time and gives what the whole prompt gives."""
+    model = _llama()
+    record = _record(tmp_path, model)
+    whole, stepped = FakeQuantizedCache(record, model), FakeQuantizedCache(record, model)
+    with torch.inference_mode():
+        expected = model(_ids(), **{CACHE: whole}).logits
+        parts = [model(_ids()[:, i : i + 1], **{CACHE: stepped}).logits for i in range(12)]
+    assert stepped.get_seq_length() == 12
+    torch.testing.assert_close(torch.cat(parts, 1), expected, rtol=0.02, atol=0.02)
+    assert isinstance(stepped, transformers.DynamicCache)
+    assert model.generate(_ids(), **{CACHE: FakeQuantizedCache(record, model)}, max_new_tokens=3).shape == (
+        2,
+        15,
+    )
+
+
+def test_the_record_of_another_model(tmp_path: Path) -> None:
+    record = _record(tmp_path, _llama(layers=1))
+    with pytest.raises(ValueError, match=r"no factors for 2 layers of LlamaForCausalLM.*'model\.layers\.1\."):
+        FakeQuantizedCache(record, _llama(layers=2))
+    with pytest.raises(ValueError, match=r"no factors for 4 layers.*calibrate"):
+        FakeQuantizedCache({}, _llama())
+
+
+def test_the_record_of_a_larger_model(tmp_path: Path) -> None:
+    record = _record(tmp_path, _llama(layers=3))
+    with pytest.raises(ValueError, match=r"another model.*'model\.layers\.2\.self_attn\.k_proj'"):
+        FakeQuantizedCache(record, _llama(layers=2))
+
+
+def test_the_record_of_a_model_of_another_width(tmp_path: Path) -> None:
+    record = _record(tmp_path, _llama(heads=2), "per_channel")
+    model = _llama(heads=4)
+    with pytest.raises(ValueError, match=r"16 scales.*32 channels"), torch.inference_mode():
+        model(_ids(), **{CACHE: FakeQuantizedCache(record, model)})
+
+
+def test_a_model_without_key_and_value_layers() -> None:
+    with pytest.raises(ValueError, match=r"no key or value projection.*Linear"):
+        FakeQuantizedCache({}, torch.nn.Linear(2, 2))

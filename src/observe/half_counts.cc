@@ -1,29 +1,167 @@
 #include "observe/half_counts.h"
 
+#include <algorithm>
 #include <utility>
 
-namespace amct {
+#include <tbb/parallel_for.h>
 
-HalfCounts::HalfCounts(DType dtype, std::size_t groups) : dtype_(dtype), pages_(groups * kPages) {}
+#include "kernels/count.h"
+#include "observe/elements.h"
+
+namespace amct {
+namespace {
+
+// Below this many elements a thread hand-over costs more than it saves.
+constexpr std::int64_t kParallelElements = std::int64_t{1} << 18;
+// Below this many elements clearing and adding whole tables costs more than it saves.
+constexpr std::int64_t kTableElements = std::int64_t{1} << 14;
+// Channels counted together: a row of them fills a cache line, and their pages stay in the cache.
+constexpr std::int64_t kChannelTile = 32;
+
+/// Two tables for count_patterns, all zero between uses; each thread keeps its own.
+std::vector<std::uint32_t>& scratch_tables() {
+  thread_local std::vector<std::uint32_t> tables(2 * kernels::kPatterns);
+  return tables;
+}
+
+const std::uint16_t* patterns_of(const std::byte* data) {
+  return reinterpret_cast<const std::uint16_t*>(data);
+}
+
+bool is_aligned(const std::byte* data) {
+  return reinterpret_cast<std::uintptr_t>(data) % alignof(std::uint16_t) == 0;
+}
+
+}  // namespace
+
+HalfCounts::HalfCounts(DType dtype, std::size_t groups)
+    : dtype_(dtype),
+      groups_(groups),
+      pages_(groups * kPages),
+      wraps_mutex_(std::make_unique<std::mutex>()) {}
+
+void HalfCounts::add(const TensorView& view) {
+  for (const Block& block : blocks_of(view)) {
+    if (groups_ == 1) {
+      add_to_one_group(block);
+    } else {
+      add_by_channel(block);
+    }
+  }
+}
+
+void HalfCounts::add_to_one_group(const Block& block) {
+  const std::int64_t size = block.rows * block.channels;
+  const bool dense = (block.channel_stride == 1 || block.channels == 1) && is_aligned(block.data);
+  if (size < kTableElements || !dense) {
+    for_each_element<std::uint16_t>(
+        block,
+        [this](std::int64_t, std::int64_t, std::uint16_t pattern) { increment(0, pattern); });
+    return;
+  }
+  // A contiguous block is cut into chunks of rows of its own choice.
+  Block rows = block;
+  if (block.is_contiguous()) {
+    rows.channels = std::min<std::int64_t>(size, 4096);
+    rows.row_stride = rows.channels;
+    rows.rows = size / rows.channels;
+  }
+  std::mutex fold_mutex;
+  const auto count_rows = [&](std::int64_t first, std::int64_t last, std::int64_t rest) {
+    std::vector<std::uint32_t>& tables = scratch_tables();
+    std::uint32_t* second = tables.data() + kernels::kPatterns;
+    const std::uint16_t* start = patterns_of(rows.data);
+    for (std::int64_t row = first; row < last; ++row) {
+      kernels::count_patterns(start + row * rows.row_stride,
+                              static_cast<std::size_t>(rows.channels), tables.data(), second);
+    }
+    if (rest > 0)
+      kernels::count_patterns(start + last * rows.row_stride, static_cast<std::size_t>(rest),
+                              tables.data(), second);
+    const std::lock_guard lock(fold_mutex);
+    for (std::size_t index = 0; index < kPages; ++index) {
+      std::uint32_t* a = tables.data() + index * kPageSize;
+      std::uint32_t* b = second + index * kPageSize;
+      std::uint32_t any = 0;
+      for (std::size_t i = 0; i < kPageSize; ++i) any |= a[i] | b[i];
+      if (any == 0) continue;
+      Page& target = page(0, index);
+      for (std::size_t i = 0; i < kPageSize; ++i) {
+        const std::uint64_t sum = std::uint64_t{target[i]} + a[i] + b[i];
+        target[i] = static_cast<std::uint32_t>(sum);
+        if (sum >> 32 != 0) [[unlikely]]
+          add_wraps(0, index * kPageSize + i, sum >> 32);
+      }
+      std::fill_n(a, kPageSize, 0U);
+      std::fill_n(b, kPageSize, 0U);
+    }
+  };
+  const std::int64_t rest = size - rows.rows * rows.channels;
+  if (size < kParallelElements) {
+    count_rows(0, rows.rows, rest);
+    return;
+  }
+  // Large chunks, since each ends with a fold; small enough for their tables not to wrap.
+  const std::int64_t chunk = std::max<std::int64_t>(1, kParallelElements / 2 / rows.channels);
+  tbb::parallel_for(tbb::blocked_range<std::int64_t>(0, rows.rows, static_cast<std::size_t>(chunk)),
+                    [&](const tbb::blocked_range<std::int64_t>& range) {
+                      count_rows(range.begin(), range.end(), range.end() == rows.rows ? rest : 0);
+                    });
+}
+
+void HalfCounts::add_by_channel(const Block& block) {
+  const auto tiles = [&](const tbb::blocked_range<std::int64_t>& range) {
+    add_channels(block, range.begin(), range.end());
+  };
+  const tbb::blocked_range<std::int64_t> all(0, block.channels, kChannelTile);
+  if (block.rows * block.channels < kParallelElements) {
+    tiles(all);
+  } else {
+    tbb::parallel_for(all, tiles);
+  }
+}
+
+void HalfCounts::add_channels(const Block& block, std::int64_t first, std::int64_t last) {
+  for (std::int64_t tile = first; tile < last; tile += kChannelTile) {
+    const std::int64_t end = std::min(last, tile + kChannelTile);
+    for (std::int64_t row = 0; row < block.rows; ++row) {
+      const std::byte* start = block.data + 2 * row * block.row_stride;
+      for (std::int64_t channel = tile; channel < end; ++channel) {
+        increment(static_cast<std::size_t>(channel),
+                  load_bits<std::uint16_t>(start + 2 * channel * block.channel_stride));
+      }
+    }
+  }
+}
+
+void HalfCounts::increase(std::size_t group, std::size_t pattern, std::uint64_t count) {
+  std::uint32_t& counter = page(group, pattern >> 8)[pattern & 0xFF];
+  const std::uint64_t sum = counter + count;
+  counter = static_cast<std::uint32_t>(sum);
+  if (sum >> 32 != 0) add_wraps(group, pattern, sum >> 32);
+}
+
+void HalfCounts::add_wraps(std::size_t group, std::size_t pattern, std::uint64_t wraps) {
+  const std::lock_guard lock(*wraps_mutex_);
+  wraps_[(static_cast<std::uint64_t>(group) << 16) | pattern] += wraps;
+}
 
 void HalfCounts::merge(const HalfCounts& other) {
-  for (std::size_t i = 0; i < pages_.size(); ++i) {
+  for (std::size_t i = 0; i < other.pages_.size(); ++i) {
     if (other.pages_[i] == nullptr) continue;
-    if (pages_[i] == nullptr) pages_[i] = std::make_unique<Page>();
-    for (std::size_t low = 0; low < kPages; ++low) {
-      const std::uint64_t sum =
-          static_cast<std::uint64_t>((*pages_[i])[low]) + (*other.pages_[i])[low];
-      (*pages_[i])[low] = static_cast<std::uint32_t>(sum);
-      if (sum >> 32 != 0) ++wraps_[(static_cast<std::uint64_t>(i) << 8) | low];
+    for (std::size_t low = 0; low < kPageSize; ++low) {
+      const std::size_t pattern = (i % kPages) * kPageSize + low;
+      increase(i / kPages, pattern, (*other.pages_[i])[low]);
     }
   }
   for (const auto& [key, wraps] : other.wraps_) wraps_[key] += wraps;
 }
 
 std::uint64_t HalfCounts::count_of(std::size_t group, std::size_t pattern) const {
-  const auto wrapped = wraps_.find(key_of(group, pattern));
-  const std::uint64_t high = wrapped == wraps_.end() ? 0 : wrapped->second << 32;
-  return high + (*pages_[group * kPages + (pattern >> 8)])[pattern & 0xFF];
+  const std::uint64_t low = (*pages_[group * kPages + (pattern >> 8)])[pattern & 0xFF];
+  if (wraps_.empty()) return low;
+  const auto wrapped = wraps_.find((static_cast<std::uint64_t>(group) << 16) | pattern);
+  return wrapped == wraps_.end() ? low : (wrapped->second << 32) + low;
 }
 
 ValueCounts HalfCounts::value_counts(std::size_t group) const {
@@ -31,8 +169,9 @@ ValueCounts HalfCounts::value_counts(std::size_t group) const {
   std::vector<std::uint64_t> counts;
   const auto append = [&](std::size_t pattern) {
     const std::uint64_t count = count_of(group, pattern);
-    if (count == 0) return;
-    const float value = half_to_float(dtype_, static_cast<std::uint16_t>(pattern));
+    const auto bits = static_cast<std::uint16_t>(pattern);
+    if (count == 0 || !is_finite(bits, dtype_)) return;
+    const float value = half_to_float(dtype_, bits);
     if (!values.empty() && values.back() == value) {  // -0, then +0
       counts.back() += count;
       return;
@@ -43,11 +182,11 @@ ValueCounts HalfCounts::value_counts(std::size_t group) const {
   // Ascending values: negative patterns from the largest magnitude down, then positive ones up.
   for (std::size_t page = kPages; page-- > kPages / 2;) {
     if (pages_[group * kPages + page] == nullptr) continue;
-    for (std::size_t low = 256; low-- > 0;) append((page << 8) | low);
+    for (std::size_t low = kPageSize; low-- > 0;) append(page * kPageSize + low);
   }
   for (std::size_t page = 0; page < kPages / 2; ++page) {
     if (pages_[group * kPages + page] == nullptr) continue;
-    for (std::size_t low = 0; low < 256; ++low) append((page << 8) | low);
+    for (std::size_t low = 0; low < kPageSize; ++low) append(page * kPageSize + low);
   }
   return {std::move(values), std::move(counts)};
 }

@@ -85,11 +85,7 @@ void Observer::observe(const TensorView& batch) {
           if (is_finite(bits)) samples.add(state.group_of(channel), std::bit_cast<float>(bits));
         });
   } else {
-    HalfCounts& counts = state.counts_for(batch.dtype);
-    for_each_element<std::uint16_t>(
-        batch, [&](std::int64_t /*row*/, std::int64_t channel, std::uint16_t bits) {
-          if (is_finite(bits, batch.dtype)) counts.add(state.group_of(channel), bits);
-        });
+    state.counts_for(batch.dtype).add(batch);
   }
   state.batches += 1;
   state.rows += batch.rows();

@@ -60,6 +60,16 @@ class HistogramLoss {
     return sum * histogram_.width * histogram_.width;
   }
 
+  /// A lower bound on the loss of `range`, and of every range inside it: values outside fall to an
+  /// end level, which lies inside the range, so they move at least to its edge.
+  double clipping(BinRange range) const {
+    const auto bins = static_cast<std::int64_t>(histogram_.counts.size());
+    // In squares of half a bin, from the bins' centres; the spread inside a bin only adds.
+    const Int128 sum = squares(0, range.left, 2 * range.left, 1) +
+                       squares(range.right + 1, bins, 2 * (range.right + 1), 1);
+    return static_cast<double>(sum) / 12 * histogram_.width * histogram_.width;
+  }
+
  private:
   struct Sums {
     Int128 s0, s1, s2;
@@ -153,6 +163,8 @@ SearchResult hfmg(const ValueCounts& values, const HfmgOptions& options) {
   BinRange best{0, 0};
   double best_loss = std::numeric_limits<double>::infinity();
   for (const BinRange range : hfmg_ranges(histogram)) {
+    // Ranges are nested, so clipping only grows.
+    if (loss_of.clipping(range) > best_loss) break;
     const double loss = loss_of(range, options.grid.steps() + 1);
     if (loss < best_loss) {
       best = range;

@@ -17,6 +17,7 @@ constexpr std::int64_t kParallelElements = std::int64_t{1} << 18;
 constexpr std::int64_t kTableElements = std::int64_t{1} << 14;
 // Channels counted together: a row of them fills a cache line, and their pages stay in the cache.
 constexpr std::int64_t kChannelTile = 32;
+constexpr std::int64_t kRowTile = 1024;
 
 /// Two tables for count_patterns, all zero between uses; each thread keeps its own.
 std::vector<std::uint32_t>& scratch_tables() {
@@ -122,13 +123,25 @@ void HalfCounts::add_by_channel(const Block& block) {
 }
 
 void HalfCounts::add_channels(const Block& block, std::int64_t first, std::int64_t last) {
+  // A tile is turned first, so that each channel's counters are used many times while they are
+  // near.
+  std::vector<std::uint16_t> turned(kChannelTile * kRowTile);
   for (std::int64_t tile = first; tile < last; tile += kChannelTile) {
-    const std::int64_t end = std::min(last, tile + kChannelTile);
-    for (std::int64_t row = 0; row < block.rows; ++row) {
-      const std::byte* start = block.data + 2 * row * block.row_stride;
-      for (std::int64_t channel = tile; channel < end; ++channel) {
-        increment(static_cast<std::size_t>(channel),
-                  load_bits<std::uint16_t>(start + 2 * channel * block.channel_stride));
+    const std::int64_t width = std::min(last - tile, kChannelTile);
+    for (std::int64_t row = 0; row < block.rows; row += kRowTile) {
+      const std::int64_t height = std::min(block.rows - row, kRowTile);
+      for (std::int64_t i = 0; i < height; ++i) {
+        const std::byte* start =
+            block.data + 2 * ((row + i) * block.row_stride + tile * block.channel_stride);
+        for (std::int64_t channel = 0; channel < width; ++channel) {
+          turned[static_cast<std::size_t>(channel * kRowTile + i)] =
+              load_bits<std::uint16_t>(start + 2 * channel * block.channel_stride);
+        }
+      }
+      for (std::int64_t channel = 0; channel < width; ++channel) {
+        const std::uint16_t* patterns = turned.data() + channel * kRowTile;
+        for (std::int64_t i = 0; i < height; ++i)
+          increment(static_cast<std::size_t>(tile + channel), patterns[i]);
       }
     }
   }
@@ -157,22 +170,28 @@ void HalfCounts::merge(const HalfCounts& other) {
   for (const auto& [key, wraps] : other.wraps_) wraps_[key] += wraps;
 }
 
-std::uint64_t HalfCounts::count_of(std::size_t group, std::size_t pattern) const {
-  const std::uint64_t low = (*pages_[group * kPages + (pattern >> 8)])[pattern & 0xFF];
-  if (wraps_.empty()) return low;
-  const auto wrapped = wraps_.find((static_cast<std::uint64_t>(group) << 16) | pattern);
-  return wrapped == wraps_.end() ? low : (wrapped->second << 32) + low;
+std::uint64_t HalfCounts::wraps_of(std::size_t group, std::size_t pattern) const {
+  const auto found = wraps_.find((static_cast<std::uint64_t>(group) << 16) | pattern);
+  return found == wraps_.end() ? 0 : found->second;
 }
 
 ValueCounts HalfCounts::value_counts(std::size_t group) const {
+  std::size_t pages = 0;
+  for (std::size_t page = 0; page < kPages; ++page)
+    pages += pages_[group * kPages + page] != nullptr ? 1 : 0;
   std::vector<float> values;
   std::vector<std::uint64_t> counts;
-  const auto append = [&](std::size_t pattern) {
-    const std::uint64_t count = count_of(group, pattern);
+  values.reserve(pages * kPageSize);
+  counts.reserve(pages * kPageSize);
+  const bool wrapped = !wraps_.empty();
+  const auto append = [&](const Page& page, std::size_t index, std::size_t low) {
+    const std::size_t pattern = index * kPageSize + low;
+    std::uint64_t count = page[low];
+    if (wrapped) count += wraps_of(group, pattern) << 32;
     const auto bits = static_cast<std::uint16_t>(pattern);
     if (count == 0 || !is_finite(bits, dtype_)) return;
     const float value = half_to_float(dtype_, bits);
-    if (!values.empty() && values.back() == value) {  // -0, then +0
+    if (value == 0.0F && !values.empty() && values.back() == 0.0F) {  // -0, then +0
       counts.back() += count;
       return;
     }
@@ -181,12 +200,14 @@ ValueCounts HalfCounts::value_counts(std::size_t group) const {
   };
   // Ascending values: negative patterns from the largest magnitude down, then positive ones up.
   for (std::size_t page = kPages; page-- > kPages / 2;) {
-    if (pages_[group * kPages + page] == nullptr) continue;
-    for (std::size_t low = kPageSize; low-- > 0;) append(page * kPageSize + low);
+    const Page* counters = pages_[group * kPages + page].get();
+    if (counters == nullptr) continue;
+    for (std::size_t low = kPageSize; low-- > 0;) append(*counters, page, low);
   }
   for (std::size_t page = 0; page < kPages / 2; ++page) {
-    if (pages_[group * kPages + page] == nullptr) continue;
-    for (std::size_t low = 0; low < kPageSize; ++low) append(page * kPageSize + low);
+    const Page* counters = pages_[group * kPages + page].get();
+    if (counters == nullptr) continue;
+    for (std::size_t low = 0; low < kPageSize; ++low) append(*counters, page, low);
   }
   return {std::move(values), std::move(counts)};
 }

@@ -53,7 +53,7 @@ class HalfCounts {
     if (slot == nullptr) slot = std::make_unique<Page>();
     return *slot;
   }
-  std::uint64_t count_of(std::size_t group, std::size_t pattern) const;
+  std::uint64_t wraps_of(std::size_t group, std::size_t pattern) const;
 
   DType dtype_;
   std::size_t groups_;

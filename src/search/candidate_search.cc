@@ -7,12 +7,20 @@
 #include <numeric>
 #include <vector>
 
+#include <tbb/parallel_for.h>
+
+#include "search/coarse_losses.h"
 #include "search/double_double.h"
 
 namespace amct {
 namespace {
 
 using kernels::Rounding;
+
+// From this many samples on, one pass into bins is cheaper than a pass a candidate.
+constexpr std::size_t kCoarseValues = std::size_t{1} << 16;
+// Values summed in one task.
+constexpr std::size_t kChunk = std::size_t{1} << 16;
 
 /// A loss known to lie in [low, high].
 struct Bracket {
@@ -26,6 +34,8 @@ class CandidateSearch {
   CandidateSearch(const ValueCounts& values, std::span<const Rounding> candidates)
       : values_(values.values()),
         counts_(values.counts()),
+        low_(values.min()),
+        high_(values.max()),
         total_(static_cast<double>(values.total())),
         noise_(std::pow(
             static_cast<double>(std::numeric_limits<float>::epsilon()) * values.max_abs(), 2)),
@@ -35,16 +45,36 @@ class CandidateSearch {
   }
 
   BestCandidate run() {
-    narrow_quickly();
-    narrow();
+    if (values_.size() > kCoarseValues) {
+      narrow_coarsely();
+    } else {
+      narrow_quickly();
+    }
+    if (left_.size() > 1) narrow();
     if (left_.size() > 1) decide();
     const std::size_t winner = left_.front();
     return {winner, std::midpoint(brackets_[winner].low, brackets_[winner].high)};
   }
 
  private:
+  /// The weights as the kernels take them: none for samples, which count once each.
+  template <typename T>
+  static const T* data_or_null(const std::vector<T>& weights) {
+    return weights.empty() ? nullptr : weights.data();
+  }
+
+  void narrow_coarsely() {
+    if (low_ == high_ || !counts_.empty()) return narrow_quickly();
+    const CoarseLosses coarse(values_, low_, high_);
+    for (const std::size_t i : left_) {
+      const CoarseLosses::Bracket sum = coarse.bracket(candidates_[i]);
+      set_bracket(i, sum.low, sum.high);
+    }
+    drop_losers();
+  }
+
   void narrow_quickly() {
-    std::vector<float> weights(counts_.begin(), counts_.end());
+    const std::vector<float> weights(counts_.begin(), counts_.end());
     for (const std::size_t i : left_) {
       const double sum = kernels::quick_rounding_error(values_.data(), weights.data(),
                                                        values_.size(), candidates_[i]);
@@ -56,14 +86,32 @@ class CandidateSearch {
   }
 
   void narrow() {
-    std::vector<double> weights(counts_.begin(), counts_.end());
+    const std::vector<double> weights(counts_.begin(), counts_.end());
     for (const std::size_t i : left_) {
-      const double sum =
-          kernels::rounding_error(values_.data(), weights.data(), values_.size(), candidates_[i]);
+      const double sum = rounding_error(data_or_null(weights), candidates_[i]);
       set_bracket(i, sum * (1 - kernels::kRoundingErrorBound),
                   sum * (1 + kernels::kRoundingErrorBound));
     }
     drop_losers();
+  }
+
+  /// kernels::rounding_error, in parallel where there are many values. Chunks are of one size and
+  /// added in order, so that the number of threads changes nothing.
+  double rounding_error(const double* weights, const Rounding& candidate) const {
+    const std::size_t chunks = (values_.size() + kChunk - 1) / kChunk;
+    std::vector<double> sums(chunks);
+    const auto sum_chunk = [&](std::size_t chunk) {
+      const std::size_t begin = chunk * kChunk;
+      const std::size_t size = std::min(kChunk, values_.size() - begin);
+      sums[chunk] = kernels::rounding_error(
+          values_.data() + begin, weights == nullptr ? nullptr : weights + begin, size, candidate);
+    };
+    if (chunks == 1) {
+      sum_chunk(0);
+    } else {
+      tbb::parallel_for(std::size_t{0}, chunks, sum_chunk);
+    }
+    return std::accumulate(sums.begin(), sums.end(), 0.0);
   }
 
   /// Exact losses of what is left: with division, as the formula says, summed in double-double.
@@ -76,7 +124,8 @@ class CandidateSearch {
         const double clamped = std::clamp(values_[j], candidate.low, candidate.high);
         const double error =
             std::nearbyint(clamped / scale) * scale - static_cast<double>(values_[j]);
-        sum = sum + DoubleDouble::product(error * error, static_cast<double>(counts_[j]));
+        sum = sum + DoubleDouble::product(error * error,
+                                          counts_.empty() ? 1 : static_cast<double>(counts_[j]));
       }
       set_bracket(i, sum.value(), sum.value());
     }
@@ -106,6 +155,8 @@ class CandidateSearch {
 
   std::span<const float> values_;
   std::span<const std::uint64_t> counts_;
+  float low_;
+  float high_;
   double total_;
   double noise_;
   std::span<const Rounding> candidates_;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include <tbb/blocked_range.h>
 #include <tbb/parallel_for.h>
 
 #include "kernels/count.h"
@@ -89,9 +90,9 @@ void HalfCounts::add_to_one_group(const Block& block) {
       Page& target = page(0, index);
       for (std::size_t i = 0; i < kPageSize; ++i) {
         const std::uint64_t sum = std::uint64_t{target[i]} + a[i] + b[i];
-        target[i] = static_cast<std::uint32_t>(sum);
-        if (sum >> 32 != 0) [[unlikely]]
-          add_wraps(0, index * kPageSize + i, sum >> 32);
+        target[i] = static_cast<Counter>(sum);
+        if (sum >> kCounterBits != 0) [[unlikely]]
+          add_wraps(0, index * kPageSize + i, sum >> kCounterBits);
       }
       std::fill_n(a, kPageSize, 0U);
       std::fill_n(b, kPageSize, 0U);
@@ -148,10 +149,10 @@ void HalfCounts::add_channels(const Block& block, std::int64_t first, std::int64
 }
 
 void HalfCounts::increase(std::size_t group, std::size_t pattern, std::uint64_t count) {
-  std::uint32_t& counter = page(group, pattern >> 8)[pattern & 0xFF];
+  Counter& counter = page(group, pattern >> 8)[pattern & 0xFF];
   const std::uint64_t sum = counter + count;
-  counter = static_cast<std::uint32_t>(sum);
-  if (sum >> 32 != 0) add_wraps(group, pattern, sum >> 32);
+  counter = static_cast<Counter>(sum);
+  if (sum >> kCounterBits != 0) add_wraps(group, pattern, sum >> kCounterBits);
 }
 
 void HalfCounts::add_wraps(std::size_t group, std::size_t pattern, std::uint64_t wraps) {
@@ -160,14 +161,14 @@ void HalfCounts::add_wraps(std::size_t group, std::size_t pattern, std::uint64_t
 }
 
 void HalfCounts::merge(const HalfCounts& other) {
+  // Before the pages, whose sums may wrap too: `other` may be this object.
+  for (const auto& [key, wraps] : other.wraps_) wraps_[key] += wraps;
   for (std::size_t i = 0; i < other.pages_.size(); ++i) {
     if (other.pages_[i] == nullptr) continue;
     for (std::size_t low = 0; low < kPageSize; ++low) {
-      const std::size_t pattern = (i % kPages) * kPageSize + low;
-      increase(i / kPages, pattern, (*other.pages_[i])[low]);
+      increase(i / kPages, (i % kPages) * kPageSize + low, (*other.pages_[i])[low]);
     }
   }
-  for (const auto& [key, wraps] : other.wraps_) wraps_[key] += wraps;
 }
 
 std::uint64_t HalfCounts::wraps_of(std::size_t group, std::size_t pattern) const {
@@ -187,7 +188,7 @@ ValueCounts HalfCounts::value_counts(std::size_t group) const {
   const auto append = [&](const Page& page, std::size_t index, std::size_t low) {
     const std::size_t pattern = index * kPageSize + low;
     std::uint64_t count = page[low];
-    if (wrapped) count += wraps_of(group, pattern) << 32;
+    if (wrapped) count += wraps_of(group, pattern) << kCounterBits;
     const auto bits = static_cast<std::uint16_t>(pattern);
     if (count == 0 || !is_finite(bits, dtype_)) return;
     const float value = half_to_float(dtype_, bits);

@@ -34,7 +34,9 @@ class HalfCounts {
  private:
   static constexpr std::size_t kPages = 256;
   static constexpr std::size_t kPageSize = 256;
-  using Page = std::array<std::uint32_t, kPageSize>;
+  using Counter = std::uint16_t;
+  using Page = std::array<Counter, kPageSize>;
+  static constexpr int kCounterBits = 16;
 
   void add_to_one_group(const Block& block);
   void add_by_channel(const Block& block);

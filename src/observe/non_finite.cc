@@ -1,6 +1,10 @@
 #include "observe/non_finite.h"
 
 #include <cstddef>
+#include <functional>
+
+#include <tbb/blocked_range.h>
+#include <tbb/parallel_reduce.h>
 
 #include "kernels/scan.h"
 #include "observe/elements.h"
@@ -8,13 +12,28 @@
 namespace amct {
 namespace {
 
+// Values scanned in one task, so many that a hand-over to another thread does not show.
+constexpr std::int64_t kChunk = std::int64_t{1} << 18;
+
+template <typename Bits, typename Scan>
+std::int64_t count_in_chunks(const Bits* start, std::int64_t count, Scan scan) {
+  if (count <= kChunk) return scan(start, count);
+  return tbb::parallel_reduce(
+      tbb::blocked_range<std::int64_t>(0, count, kChunk), std::int64_t{0},
+      [&](const tbb::blocked_range<std::int64_t>& range, std::int64_t sum) {
+        return sum + scan(start + range.begin(), range.end() - range.begin());
+      },
+      std::plus<>());
+}
+
 /// Scans the block in as few runs as it has; runs that are not contiguous go element by element.
 template <typename Bits, typename Scan, typename IsFinite>
 std::int64_t count_non_finite(const Block& block, Scan scan, IsFinite finite) {
   constexpr auto kSize = static_cast<std::int64_t>(sizeof(Bits));
   const bool aligned = reinterpret_cast<std::uintptr_t>(block.data) % alignof(Bits) == 0;
   const auto* start = reinterpret_cast<const Bits*>(block.data);
-  if (aligned && block.is_contiguous()) return scan(start, block.rows * block.channels);
+  if (aligned && block.is_contiguous())
+    return count_in_chunks(start, block.rows * block.channels, scan);
   std::int64_t count = 0;
   if (aligned && block.channel_stride == 1 && block.channels >= 64 / kSize) {
     for (std::int64_t row = 0; row < block.rows; ++row)

@@ -19,6 +19,9 @@ namespace {
 // Up to here sorting is cheap, and equal values are then counted together.
 constexpr std::size_t kSortedSamples = 4096;
 
+// Values whose extremes are looked at together.
+constexpr std::size_t kBlock = 1024;
+
 constexpr auto kMaxTotal = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
 
 /// The sum of two totals up to kMaxTotal, which does not overflow before it is checked.
@@ -45,17 +48,23 @@ float kth_of_samples(std::span<const float> samples, std::uint64_t k, Before bef
   } else {
     // Twice as many are let in before the surplus is thrown out, which costs little a value.
     const std::size_t limit = 2 * wanted + 64;
-    float bound = 0;
     bool bounded = false;
-    for (const float sample : samples) {
-      if (bounded && !before(sample, bound)) continue;
-      kept.push_back(sample);
-      if (kept.size() < limit) continue;
-      const auto last = kept.begin() + static_cast<std::ptrdiff_t>(wanted - 1);
-      std::ranges::nth_element(kept, last, before);
-      bound = *last;
-      bounded = true;
-      kept.resize(wanted);
+    float bound = 0;
+    for (std::size_t begin = 0; begin < samples.size(); begin += kBlock) {
+      const auto block = samples.subspan(begin, std::min(kBlock, samples.size() - begin));
+      // Most blocks hold nothing that comes before the bound, which their extremes tell at once.
+      const kernels::ScanResult range = kernels::scan_float32(block.data(), block.size());
+      if (bounded && !before(before(range.min, range.max) ? range.min : range.max, bound)) continue;
+      for (const float sample : block) {
+        if (bounded && !before(sample, bound)) continue;
+        kept.push_back(sample);
+        if (kept.size() < limit) continue;
+        const auto last = kept.begin() + static_cast<std::ptrdiff_t>(wanted - 1);
+        std::ranges::nth_element(kept, last, before);
+        bound = *last;
+        bounded = true;
+        kept.resize(wanted);
+      }
     }
   }
   const auto kth = kept.begin() + static_cast<std::ptrdiff_t>(wanted - 1);
@@ -111,7 +120,10 @@ ValueCounts ValueCounts::sorted_from(std::vector<float> samples) {
   return result;
 }
 
-ValueCounts ValueCounts::sorted() const { return is_sorted() ? *this : sorted_from(values_); }
+ValueCounts ValueCounts::sorted() const& { return is_sorted() ? *this : sorted_from(values_); }
+ValueCounts ValueCounts::sorted() && {
+  return is_sorted() ? std::move(*this) : sorted_from(std::move(values_));
+}
 
 void ValueCounts::set_range() {
   if (values_.empty()) return;
@@ -119,11 +131,11 @@ void ValueCounts::set_range() {
   max_ = values_.back();
 }
 
-ValueCounts ValueCounts::merged(const ValueCounts& first, const ValueCounts& second) {
+ValueCounts ValueCounts::merged(ValueCounts first, ValueCounts second) {
   if (first.empty()) return second;
   if (second.empty()) return first;
-  const ValueCounts a = first.sorted();
-  const ValueCounts b = second.sorted();
+  const ValueCounts a = std::move(first).sorted();
+  const ValueCounts b = std::move(second).sorted();
   ValueCounts result;
   result.total_ = checked_total(a.total_, b.total_);
   result.values_.reserve(a.values_.size() + b.values_.size());

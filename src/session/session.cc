@@ -52,9 +52,9 @@ struct GroupResult {
 };
 
 /// Searches every group of a layer that has seen all its batches.
-LayerResult solve(const Layer& layer) {
+LayerResult solve(Layer& layer) {
   const Stopwatch watch;
-  const Observer& observer = *layer.observer;
+  Observer& observer = *layer.observer;
   const Algorithm& algorithm = *find_algorithm(layer.config.algorithm);
   LayerResult result;
   result.name = layer.config.name;
@@ -67,7 +67,7 @@ LayerResult solve(const Layer& layer) {
   result.non_finite = observer.non_finite_count();
   std::vector<GroupResult> groups(observer.groups());
   const auto solve_group = [&](std::size_t group) {
-    const ValueCounts values = observer.value_counts(group);
+    const ValueCounts values = std::move(observer).take_value_counts(group);
     const SearchResult found = algorithm.search(values, layer.with_offset, layer.config.options);
     groups[group] = {found.params, quantization_error(values, kInt8, found.params), values.min(),
                      values.max()};

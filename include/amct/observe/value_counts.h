@@ -29,7 +29,7 @@ class ValueCounts {
   static ValueCounts of(std::vector<float> samples);
 
   /// The union of two multisets, sorted. Throws ValueError where the total does not fit 63 bits.
-  static ValueCounts merged(const ValueCounts& a, const ValueCounts& b);
+  static ValueCounts merged(ValueCounts first, ValueCounts second);
 
   /// The values: ascending and distinct where is_sorted(), else as they came.
   std::span<const float> values() const { return values_; }
@@ -40,7 +40,8 @@ class ValueCounts {
 
   bool is_sorted() const { return counts_.size() == values_.size(); }
   /// The same multiset in sorted form.
-  ValueCounts sorted() const;
+  ValueCounts sorted() const&;
+  ValueCounts sorted() &&;
 
   std::uint64_t total() const { return total_; }  ///< sum of the counts
   bool empty() const { return values_.empty(); }

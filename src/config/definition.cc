@@ -108,6 +108,19 @@ OptionValue option_value(const OptionSpec& option, const std::vector<Source>& so
   return list;
 }
 
+/// The layers in quant_layers, then overridden ones not among them.
+std::vector<std::string> names_in(const AMCTQuantCaliConfig& message) {
+  const auto& common = message.kv_cache_quant_config().quant_layers();
+  std::vector<std::string> names(common.begin(), common.end());
+  const std::unordered_set<std::string> listed(common.begin(), common.end());
+  for (const auto& layers : message.override_layers_configs()) {
+    for (const std::string& name : layers.layer_name()) {
+      if (!listed.contains(name)) names.push_back(name);
+    }
+  }
+  return names;
+}
+
 }  // namespace
 
 struct Definition::Impl {
@@ -168,6 +181,9 @@ Definition Definition::parse(std::string_view text, const std::string& source,
   parse_protobuf_text(text, source, impl->message);
   if (impl->message.batch_num() == 0) throw ValueError(source + ": batch_num must be > 0");
 
+  for (const std::string& name : names_in(impl->message)) {
+    if (!is_utf8(name)) throw ValueError(source + ": the name of a layer is not UTF-8 text");
+  }
   std::unordered_set<std::string_view> listed;
   for (const std::string& name : impl->message.kv_cache_quant_config().quant_layers()) {
     if (!listed.insert(name).second) {
@@ -188,18 +204,7 @@ Definition Definition::read(const std::string& path, const AlgorithmCatalog& cat
   return parse(read_text_file(path, kMaxDefinitionSize), path, catalog);
 }
 
-std::vector<std::string> Definition::layers() const {
-  const AMCTQuantCaliConfig& message = impl_->message;
-  const auto& common = message.kv_cache_quant_config().quant_layers();
-  std::vector<std::string> names(common.begin(), common.end());
-  const std::unordered_set<std::string> listed(common.begin(), common.end());
-  for (const auto& layers : message.override_layers_configs()) {
-    for (const std::string& name : layers.layer_name()) {
-      if (!listed.contains(name)) names.push_back(name);
-    }
-  }
-  return names;
-}
+std::vector<std::string> Definition::layers() const { return names_in(impl_->message); }
 
 CalibrationConfig Definition::configure(std::span<const std::string> names) const {
   CalibrationConfig config;

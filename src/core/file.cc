@@ -140,6 +140,10 @@ bool is_utf8(std::string_view text) {
 }
 
 std::string read_text_file(const std::string& path, std::size_t limit) {
+  // The system would take the name up to the NUL, and read another file.
+  if (path.find('\0') != std::string::npos) {
+    throw ValueError("the name of a file to read holds a NUL character");
+  }
   const Descriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!fd.valid()) throw IoError(errno, "read", path);
   struct stat info{};

@@ -52,12 +52,13 @@ std::vector<Dimension> joined_outer_dimensions(const TensorView& view) {
 }  // namespace
 
 TensorView TensorView::contiguous(const void* data, DType dtype, std::vector<std::int64_t> shape) {
-  product(shape, shape.size());
+  const bool empty = product(shape, shape.size()) == 0;
   std::vector<std::int64_t> strides(shape.size());
   std::int64_t stride = 1;
   for (std::size_t i = shape.size(); i-- > 0;) {
     strides[i] = stride;
-    stride *= shape[i] > 0 ? shape[i] : 1;
+    // No element, no step: the other sizes of an empty tensor may multiply beyond 63 bits.
+    if (!empty) stride *= shape[i];
   }
   return {data, dtype, std::move(shape), std::move(strides)};
 }

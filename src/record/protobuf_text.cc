@@ -49,7 +49,9 @@ void parse_protobuf_text(std::string_view text, const std::string& source, pb::M
   pb::TextFormat::Parser parser;
   parser.RecordErrorsTo(&error);
   pb::io::ArrayInputStream stream(text.data(), static_cast<int>(text.size()));
-  if (!parser.Parse(&stream, &message)) {
+  // Unlike Parse, Merge lets the last one count where a field, or a oneof, is given several times.
+  message.Clear();
+  if (!parser.Merge(&stream, &message)) {
     throw ValueError(source + ": not a text of " + message.GetDescriptor()->name() + ": " +
                      error.text());
   }

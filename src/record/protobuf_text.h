@@ -10,7 +10,8 @@ class Message;
 
 namespace amct {
 
-/// Fills `message` from text. Throws ValueError "source: line 3, column 7: ..." at the first error.
+/// Fills `message` from text; of a field given several times the last one counts. Throws ValueError
+/// "source: line 3, column 7: ..." at the first error.
 void parse_protobuf_text(std::string_view text, const std::string& source,
                          google::protobuf::Message& message);
 

@@ -4,12 +4,15 @@
 #include "amct/core/error.h"
 #include "amct/core/file.h"
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <mutex>
 #include <string_view>
+#include <system_error>
 #include <unordered_map>
 #include <unordered_set>
+#include <utility>
 
 #include "record/protobuf_text.h"
 #include "scale_offset_record_pytorch.pb.h"
@@ -33,18 +36,37 @@ void set_factors(MapFiledEntry& entry, const LayerRecord& layer) {
   for (const QuantParams& params : layer.params) value.add_offset(params.offset);
 }
 
-/// Moves the last entry in front of the first one that `rank` puts after it.
-void place_last_entry(ScaleOffsetRecord& record,
-                      const std::unordered_map<std::string_view, std::size_t>& rank) {
-  auto& entries = *record.mutable_record();
-  const auto own = rank.find(entries[entries.size() - 1].key());
-  if (own == rank.end()) return;
-  int target = 0;
-  for (; target < entries.size() - 1; ++target) {
-    const auto other = rank.find(entries[target].key());
-    if (other != rank.end() && other->second > own->second) break;
+/// Puts the entries that `order` names into that order, among the places they hold together.
+void put_in_order(ScaleOffsetRecord& record, std::span<const std::string> order) {
+  std::unordered_map<std::string_view, std::size_t> rank;
+  for (std::size_t i = 0; i < order.size(); ++i) rank.emplace(order[i], i);
+  std::vector<int> places;
+  std::vector<MapFiledEntry> entries;
+  for (int i = 0; i < record.record_size(); ++i) {
+    if (!rank.contains(record.record(i).key())) continue;
+    places.push_back(i);
+    entries.push_back(std::move(*record.mutable_record(i)));
   }
-  for (int i = entries.size() - 1; i > target; --i) entries.SwapElements(i, i - 1);
+  std::ranges::stable_sort(
+      entries, {}, [&](const MapFiledEntry& entry) { return rank.find(entry.key())->second; });
+  for (std::size_t i = 0; i < places.size(); ++i) {
+    *record.mutable_record(places[i]) = std::move(entries[i]);
+  }
+}
+
+/// Where the entry of each key stands: the one with cache factors, where other features keep
+/// another under the same key.
+std::unordered_map<std::string, int> positions_of(const ScaleOffsetRecord& record) {
+  std::unordered_map<std::string, int> positions;
+  for (int i = 0; i < record.record_size(); ++i) {
+    const MapFiledEntry& entry = record.record(i);
+    const auto [found, first] = positions.emplace(entry.key(), i);
+    if (!first && entry.has_kv_cache_value() &&
+        !record.record(found->second).has_kv_cache_value()) {
+      found->second = i;
+    }
+  }
+  return positions;
 }
 
 }  // namespace
@@ -55,6 +77,7 @@ std::vector<LayerRecord> read_record(const std::string& path) {
   std::unordered_set<std::string_view> seen;
   for (const MapFiledEntry& entry : record.record()) {
     if (!entry.has_kv_cache_value()) continue;
+    if (!is_utf8(entry.key())) throw ValueError(path + ": the name of a layer is not UTF-8 text");
     const std::string where = path + ": layer '" + entry.key() + "': ";
     if (!seen.insert(entry.key()).second) throw ValueError(where + "stands twice in the record");
     const auto& value = entry.kv_cache_value();
@@ -84,31 +107,20 @@ std::vector<std::string> merge_into_record(const std::string& path,
   const std::lock_guard lock(mutex);
   check_output_path(path);
   ScaleOffsetRecord record;
-  if (std::filesystem::exists(path)) record = parse_record(path);
+  std::error_code failure;
+  if (std::filesystem::exists(path, failure)) record = parse_record(path);
+  if (failure) throw IoError(failure.value(), "read", path);
 
-  std::unordered_map<std::string_view, std::size_t> rank;
-  for (std::size_t i = 0; i < order.size(); ++i) rank.emplace(order[i], i);
-  std::unordered_map<std::string, int> position;
-  for (int i = 0; i < record.record_size(); ++i) position.emplace(record.record(i).key(), i);
-
+  std::unordered_map<std::string, int> positions = positions_of(record);
   std::vector<std::string> replaced;
-  std::vector<const LayerRecord*> added;
   for (const LayerRecord& layer : layers) {
-    const auto found = position.find(layer.name);
-    if (found == position.end()) {
-      added.push_back(&layer);
-      continue;
-    }
+    const auto [found, added] = positions.emplace(layer.name, record.record_size());
+    if (added) record.add_record()->set_key(layer.name);
     MapFiledEntry& entry = *record.mutable_record(found->second);
     if (entry.has_kv_cache_value()) replaced.push_back(layer.name);
     set_factors(entry, layer);
   }
-  for (const LayerRecord* layer : added) {
-    MapFiledEntry& entry = *record.add_record();
-    entry.set_key(layer->name);
-    set_factors(entry, *layer);
-    place_last_entry(record, rank);
-  }
+  put_in_order(record, order);
   write_file_atomically(path, to_protobuf_text(record));
   return replaced;
 }

@@ -11,6 +11,7 @@ namespace amct {
 namespace {
 
 constexpr float kEpsilon = std::numeric_limits<float>::epsilon();
+constexpr double kMaxRatio = std::numeric_limits<float>::max();
 
 /// k such that the bound is the k-th largest (or smallest) of n values.
 std::uint64_t order_statistic(std::uint64_t n, double percentile) {
@@ -19,13 +20,15 @@ std::uint64_t order_statistic(std::uint64_t n, double percentile) {
   return std::max<std::uint64_t>(1, n - std::min(below, n));
 }
 
-/// start, start + step, ... below end; float64 arithmetic, each rounded once to float32.
+/// start, start + step, ... below end; float64 arithmetic, each rounded once to float32. One beyond
+/// float32 saturates: infinity times a clip range of zero would be NaN.
 std::vector<float> ratios(const IfmrOptions& options) {
   const double count = std::ceil((options.search_end - options.search_start) / options.search_step);
   std::vector<float> result;
   result.reserve(static_cast<std::size_t>(count));
   for (double i = 0; i < count; i += 1) {
-    result.push_back(static_cast<float>(options.search_start + i * options.search_step));
+    const double ratio = options.search_start + i * options.search_step;
+    result.push_back(static_cast<float>(std::min(ratio, kMaxRatio)));
   }
   return result;
 }

@@ -140,6 +140,9 @@ struct Session::Impl {
 
 Session::Session(CalibrationConfig config, std::string record_file) : impl_(new Impl) {
   check_output_path(record_file);
+  if (config.batch_num < 1) {
+    throw ValueError("batch_num must be > 0, not " + std::to_string(config.batch_num));
+  }
   impl_->batch_num = config.batch_num;
   impl_->record_file = std::move(record_file);
   for (LayerConfig& layer : config.layers) {

@@ -12,7 +12,7 @@ namespace amct {
 inline constexpr std::size_t kMaxTextFileSize = std::size_t{1} << 30;
 
 /// The whole content of a file. Throws IoError where it cannot be read; ValueError where `path` is
-/// a folder, the file is larger than `limit` bytes, or its bytes are not UTF-8.
+/// a folder or holds a NUL, the file is larger than `limit` bytes, or its bytes are not UTF-8.
 std::string read_text_file(const std::string& path, std::size_t limit = kMaxTextFileSize);
 
 /// Throws ValueError where `path` cannot name an output file: empty, an existing folder (or ending

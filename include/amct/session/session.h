@@ -58,7 +58,9 @@ struct Observation {
 /// whatever the number of threads and the order of the batches.
 class Session {
  public:
-  /// Calibrates the layers of `config`, whose order is the record's.
+  /// Calibrates the layers of `config`, whose order is the record's. Throws ValueError for a
+  /// batch_num below 1, an unknown algorithm, a layer configured twice, or a record_file that
+  /// cannot name a file.
   Session(CalibrationConfig config, std::string record_file);
   /// Calibrates whatever layer comes, all in one way; the record has them in the order they finish.
   Session(OperatorParams params, std::string record_file);

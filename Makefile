@@ -1,0 +1,158 @@
+# Builds, tests and demonstrates the project; `make help` lists what there is.
+# Settings, as in `make PYTHON=python3.12 VENV=.venv-3.12 test`:
+#   PYTHON       the Python that a new virtual environment is made with (3.11 to 3.13)
+#   VENV         the folder of the virtual environment
+#   JOBS         how many things are built or checked at once
+#   TEXT         `make demo`: the text file to calibrate on
+#   DEMO_ARGS    `make demo`: further arguments of examples/smollm2_demo.py
+#   CTEST_ARGS, PYTEST_ARGS   `make test`: further arguments, as -R observer or -k record
+
+.DEFAULT_GOAL := help
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+.DELETE_ON_ERROR:
+
+# A Python named by the user must be the one that the environment has; the default need not be.
+ifneq ($(origin PYTHON),undefined)
+  export PYTHON_CHOSEN := yes
+endif
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= $(shell nproc)
+TEXT ?=
+DEMO_ARGS ?=
+CTEST_ARGS ?=
+PYTEST_ARGS ?=
+
+BIN := $(abspath $(VENV))/bin
+venv = @scripts/venv.sh "$(VENV)" "$(PYTHON)"
+configure = "$(BIN)/cmake" -S . -G Ninja -DCMAKE_MAKE_PROGRAM="$(BIN)/ninja" -DAMCT_WERROR=ON --log-level=WARNING
+
+# scikit-build-core keeps its build tree here, one for each version of Python.
+PYTHON_BUILD = build/python-$(shell "$(BIN)/python" -c 'import sys; print(sys.implementation.cache_tag)')
+
+# A folder's time changes when a file is added or removed, a file's when it is edited.
+PACKAGE_SOURCES := CMakeLists.txt VERSION pyproject.toml README.md \
+  $(shell find cmake include python src -name __pycache__ -prune -o \( -type d -o -type f ! -name '.*' \) -print)
+
+CPP_FOLDERS := $(wildcard src include tests/cpp examples/cpp python/bindings)
+CPP_HEADERS := $(shell find $(CPP_FOLDERS) -name '*.h')
+CPP_SOURCES := $(shell find $(CPP_FOLDERS) -name '*.cc')
+TIDY_STAMPS := $(CPP_SOURCES:%=build/tidy/%.ok)
+PYTHON_FOLDERS := $(wildcard python tests/python examples scripts bench)
+
+##@ Use
+.PHONY: help demo
+help: ## this list
+	@awk -F ':.*## ' '/^##@ /{printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+demo: system ## calibrate SmolLM2 on real text and show the result; TEXT=FILE takes another text
+	$(venv) build runtime demo model
+	@$(MAKE) package
+	@"$(BIN)/python" examples/smollm2_demo.py $(if $(TEXT),--text "$(TEXT)") $(DEMO_ARGS)
+
+##@ Development
+.PHONY: build test check lint asan format
+build: cpp package ## build the C++ library, its tests and the Python package
+
+test: system ## run the C++ tests (ctest), then the Python tests (pytest)
+	$(venv) build runtime demo model test
+	@$(MAKE) cpp package
+	@echo "== C++ tests"
+	@"$(BIN)/ctest" --test-dir build/release --output-on-failure --no-tests=error -j$(JOBS) $(CTEST_ARGS)
+	@echo "== Python tests"
+	@"$(BIN)/python" -m pytest $(PYTEST_ARGS)
+
+check: lint asan ## everything that CI runs beside `make test`
+
+lint: system ## clang-format, clang-tidy, ruff, mypy
+	$(venv) build runtime lint
+	@$(MAKE) lint-format lint-ruff
+	@$(MAKE) cpp package
+	@$(MAKE) lint-mypy lint-tidy
+
+asan: system ## build the C++ tests with ASan and UBSan and run them
+	$(venv) build
+	@$(configure) -B build/asan -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1 -D_GLIBCXX_ASSERTIONS" \
+	  -DAMCT_SANITIZE=address,undefined
+	@"$(BIN)/cmake" --build build/asan -j$(JOBS)
+	@echo "== C++ tests, ASan and UBSan"
+	@ASAN_OPTIONS=detect_stack_use_after_return=1:strict_string_checks=1 UBSAN_OPTIONS=print_stacktrace=1 \
+	  "$(BIN)/ctest" --test-dir build/asan --output-on-failure --no-tests=error -j$(JOBS) $(CTEST_ARGS)
+
+format: system ## format the C++ and Python sources in place
+	$(venv) build runtime lint
+	@"$(BIN)/clang-format" -i $(CPP_HEADERS) $(CPP_SOURCES)
+	@"$(BIN)/ruff" check --fix $(PYTHON_FOLDERS)
+	@"$(BIN)/ruff" format $(PYTHON_FOLDERS)
+
+##@ Cleaning
+.PHONY: clean distclean
+clean: ## remove what was built
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+distclean: clean ## remove the virtual environment, too
+	rm -rf "$(VENV)"
+
+# The steps of the targets above.
+.PHONY: system cpp package lint-format lint-ruff lint-mypy lint-tidy tidy-files
+system:
+	@scripts/system_packages.sh
+
+cpp: system
+	$(venv) build
+	@$(configure) -B build/release -DCMAKE_BUILD_TYPE=Release
+	@"$(BIN)/cmake" --build build/release -j$(JOBS)
+
+package: system
+	$(venv) build runtime
+	@$(MAKE) "$(VENV)/.installed/package"
+
+# Without build isolation: the pinned tools of the environment build it, and a second build is incremental.
+$(VENV)/.installed/package: $(PACKAGE_SOURCES) requirements/build.txt requirements/runtime.txt
+	@echo "Installing the Python package into $(VENV)"
+	@CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) "$(BIN)/python" -m pip --disable-pip-version-check --no-input install --quiet \
+	  --no-build-isolation --no-index --config-settings=build-dir=$(PYTHON_BUILD) \
+	  --config-settings=cmake.define.AMCT_WERROR=ON --config-settings=cmake.define.CMAKE_EXPORT_COMPILE_COMMANDS=ON \
+	  --constraint "$(VENV)/.constraints.txt" .
+	@touch "$@"
+
+lint-format:
+	@echo "== clang-format"
+	@"$(BIN)/clang-format" --dry-run -Werror $(CPP_HEADERS) $(CPP_SOURCES)
+
+lint-ruff:
+	@echo "== ruff"
+	@"$(BIN)/ruff" check $(PYTHON_FOLDERS)
+	@"$(BIN)/ruff" format --check $(PYTHON_FOLDERS)
+
+lint-mypy: # on the installed package, because the stub of the extension module is made by the build
+	@echo "== mypy"
+	@"$(BIN)/mypy" -p amct_pytorch
+
+lint-tidy:
+	@echo "== clang-tidy"
+	@$(MAKE) -j$(JOBS) --keep-going --output-sync tidy-files
+
+# A file that passed is not checked again until it, a header or the checks change.
+tidy-files: $(TIDY_STAMPS)
+
+# GoogleTest: fixtures have protected members, and a test case is as long as its story; a test's data is small.
+TIDY_TESTS := bugprone-unchecked-optional-access misc-non-private-member-variables-in-classes modernize-avoid-c-arrays \
+  performance-inefficient-vector-operation readability-convert-member-functions-to-static \
+  readability-function-cognitive-complexity
+# nanobind: NB_MODULE makes static functions, and its handles are changed through const.
+TIDY_BINDINGS := misc-const-correctness misc-use-anonymous-namespace
+
+comma := ,
+without = --checks=$(subst $() $(),$(comma),$(addprefix -,$(1)))
+build/tidy/tests/%.ok: TIDY_MORE = $(call without,$(TIDY_TESTS))
+build/tidy/python/%.ok: TIDY_MORE = $(call without,$(TIDY_BINDINGS))
+build/tidy/python/%.ok: TIDY_BUILD = $(PYTHON_BUILD)
+build/tidy/%.ok: TIDY_MORE =
+build/tidy/%.ok: TIDY_BUILD = build/release
+build/tidy/%.ok: % $(CPP_HEADERS) .clang-tidy requirements/lint.txt
+	@echo "clang-tidy $<"
+	@"$(BIN)/clang-tidy" --quiet -p $(TIDY_BUILD) $(TIDY_MORE) "$<"
+	@mkdir -p "$(@D)" && touch "$@"

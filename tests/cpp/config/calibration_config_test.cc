@@ -1,0 +1,213 @@
+#include "amct/config/calibration_config.h"
+
+#include "amct/core/error.h"
+#include "amct/search/search.h"
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "support/expect_error.h"
+#include "support/files.h"
+
+namespace amct {
+namespace {
+
+using support::expect_error;
+
+CalibrationConfig parse(const std::string& text) {
+  return parse_config(text, "c.json", algorithm_catalog());
+}
+
+std::string one_layer(const std::string& settings) {
+  return R"({"a.k_proj":{"kv_data_quant_config":{)" + settings + "}}}";
+}
+
+TEST(CalibrationConfigTest, DefaultsAreThoseOfTheFirstAlgorithm) {
+  const std::vector<std::string> names{"b", "a"};
+  const CalibrationConfig config = default_config(names, algorithm_catalog());
+  EXPECT_EQ(config.batch_num, 1);
+  EXPECT_TRUE(config.activation_offset);
+  ASSERT_EQ(config.layers.size(), 2U);
+  EXPECT_EQ(config.layers[0].name, "b");
+  EXPECT_EQ(config.layers[1].name, "a");
+  for (const LayerConfig& layer : config.layers) {
+    EXPECT_EQ(layer.algorithm, "ifmr");
+    EXPECT_EQ(layer.options, algorithm_catalog()[0].defaults());
+    EXPECT_FALSE(layer.asymmetric.has_value());
+    EXPECT_EQ(layer.granularity, Granularity::kPerTensor);
+    EXPECT_EQ(layer.nonfinite, NonFinitePolicy::kRaise);
+  }
+}
+
+TEST(CalibrationConfigTest, AbsentSettingsTakeTheirDefaults) {
+  const CalibrationConfig config = parse(one_layer(""));
+  const std::vector<std::string> names{"a.k_proj"};
+  EXPECT_EQ(config, default_config(names, algorithm_catalog()));
+}
+
+TEST(CalibrationConfigTest, EverySettingIsReadAndWrittenBack) {
+  const std::string text = R"({
+    "batch_num":7,
+    "activation_offset":false,
+    "x":{
+        "kv_data_quant_config":{
+            "act_algo":"ifmr",
+            "max_percentile":0.75,
+            "min_percentile":1.0,
+            "search_range":[
+                0.5,
+                2.0
+            ],
+            "search_step":0.25,
+            "asymmetric":true,
+            "quant_granularity":1,
+            "nonfinite":"skip"
+        }
+    },
+    "y":{
+        "kv_data_quant_config":{
+            "act_algo":"hfmg",
+            "num_of_bins":8192,
+            "asymmetric":false,
+            "quant_granularity":0
+        }
+    },
+    "z":{
+        "kv_data_quant_config":{
+            "act_algo":"minmax",
+            "quant_granularity":1
+        }
+    }
+})";
+  const CalibrationConfig config = parse(text);
+  EXPECT_EQ(config.batch_num, 7);
+  EXPECT_FALSE(config.activation_offset);
+  ASSERT_EQ(config.layers.size(), 3U);
+  const LayerConfig& x = config.layers[0];
+  EXPECT_EQ(x.name, "x");
+  EXPECT_EQ(std::get<double>(x.options.at("max_percentile")), 0.75);
+  EXPECT_EQ(std::get<double>(x.options.at("min_percentile")), 1.0);
+  EXPECT_EQ(std::get<std::vector<double>>(x.options.at("search_range")),
+            (std::vector<double>{0.5, 2.0}));
+  EXPECT_EQ(std::get<double>(x.options.at("search_step")), 0.25);
+  EXPECT_EQ(x.asymmetric, true);
+  EXPECT_EQ(x.granularity, Granularity::kPerChannel);
+  EXPECT_EQ(x.nonfinite, NonFinitePolicy::kSkip);
+  EXPECT_EQ(config.layers[1].algorithm, "hfmg");
+  EXPECT_EQ(std::get<std::int64_t>(config.layers[1].options.at("num_of_bins")), 8192);
+  EXPECT_EQ(config.layers[1].asymmetric, false);
+  EXPECT_EQ(config.layers[2].algorithm, "minmax");
+  EXPECT_TRUE(config.layers[2].options.empty());
+  EXPECT_TRUE(config.with_offset(config.layers[0]));
+  EXPECT_FALSE(config.with_offset(config.layers[1]));
+  EXPECT_FALSE(config.with_offset(config.layers[2]));  // activation_offset decides
+  EXPECT_EQ(to_json(config, algorithm_catalog()), text);
+}
+
+TEST(CalibrationConfigTest, KeyOrderAndWhiteSpaceOfTheInputDoNotMatter) {
+  const CalibrationConfig a = parse(
+      R"({"b":{"kv_data_quant_config":{"quant_granularity":1,"act_algo":"hfmg","num_of_bins":1024}},)"
+      R"("activation_offset":false,"a":{"kv_data_quant_config":{}},"batch_num":2})");
+  ASSERT_EQ(a.layers.size(), 2U);
+  EXPECT_EQ(a.layers[0].name, "b");  // layers keep their order
+  EXPECT_EQ(a.layers[1].name, "a");
+  EXPECT_EQ(parse("\xEF\xBB\xBF  \r\n" + to_json(a, algorithm_catalog()) + "\t\n"), a);
+}
+
+TEST(CalibrationConfigTest, IntegersStandForFloats) {
+  const CalibrationConfig config =
+      parse(one_layer(R"("max_percentile":1,"search_range":[1,3],"search_step":2)"));
+  const OptionMap& options = config.layers[0].options;
+  EXPECT_EQ(std::get<double>(options.at("max_percentile")), 1.0);
+  EXPECT_EQ(std::get<double>(options.at("search_step")), 2.0);
+  const std::string text = to_json(config, algorithm_catalog());
+  EXPECT_NE(text.find("\"search_step\":2.0,"), std::string::npos) << text;
+  EXPECT_NE(text.find("                1.0,\n                3.0\n"), std::string::npos) << text;
+}
+
+TEST(CalibrationConfigTest, FloatsAreWrittenAsTheShortestDecimal) {
+  const std::vector<std::pair<std::string, std::string>> cases{
+      {"0.01", "0.01"},
+      {"1e-2", "0.01"},
+      {"0.0100000000000000002", "0.01"},
+      {"0.00001", "1e-05"},
+      {"0.1234567890123456", "0.1234567890123456"},
+      {"0.30000000000000004", "0.30000000000000004"},
+  };
+  for (const auto& [written, expected] : cases) {
+    const std::string text =
+        to_json(parse(one_layer("\"search_step\":" + written)), algorithm_catalog());
+    EXPECT_NE(text.find("\"search_step\":" + expected + ","), std::string::npos) << text;
+  }
+}
+
+TEST(CalibrationConfigTest, NamesAreEscapedAsciiAndReadBack) {
+  const std::vector<std::string> names{"层.k", "quote\"back\\slash", "tab\there",
+                                       "\xF0\x9F\x98\x80"};
+  const CalibrationConfig config = default_config(names, algorithm_catalog());
+  const std::string text = to_json(config, algorithm_catalog());
+  for (const char c : text) EXPECT_LT(static_cast<unsigned char>(c), 0x80U);
+  EXPECT_NE(text.find("\"\\u5c42.k\""), std::string::npos) << text;
+  EXPECT_EQ(parse(text), config);
+}
+
+TEST(CalibrationConfigTest, NamesThatLookLikeOtherKeysAreLayers) {
+  const CalibrationConfig config = parse(
+      R"({"kv_data_quant_config":{"kv_data_quant_config":{}},"act_algo":{"kv_data_quant_config":{}}})");
+  ASSERT_EQ(config.layers.size(), 2U);
+  EXPECT_EQ(config.layers[0].name, "kv_data_quant_config");
+}
+
+TEST(CalibrationConfigTest, NumBitsEightIsAcceptedAndNotWritten) {
+  const CalibrationConfig config = parse(one_layer(R"("num_bits":8)"));
+  EXPECT_EQ(to_json(config, algorithm_catalog()).find("num_bits"), std::string::npos);
+}
+
+TEST(CalibrationConfigTest, WritingAnUnknownAlgorithmIsAnError) {
+  CalibrationConfig config = parse(one_layer(""));
+  config.layers[0].algorithm = "magic";
+  expect_error<ValueError>([&] { to_json(config, algorithm_catalog()); }, {"a.k_proj", "magic"});
+}
+
+using ReadConfigTest = support::FolderTest;
+
+TEST_F(ReadConfigTest, ReadsAFileAndNamesItInErrors) {
+  const std::string path = folder / "config.json";
+  support::write_file(path, one_layer(""));
+  EXPECT_EQ(read_config(path, algorithm_catalog()).layers.size(), 1U);
+  support::write_file(path, one_layer(R"("act_algo":"none")"));
+  expect_error<ValueError>([&] { read_config(path, algorithm_catalog()); },
+                           {path, "a.k_proj", "act_algo", "none"});
+  support::write_file(path, "\xFF\xFE{}");
+  expect_error<ValueError>([&] { read_config(path, algorithm_catalog()); }, {path, "UTF-8"});
+  expect_error<IoError>([&] { read_config(folder / "none", algorithm_catalog()); }, {"none"});
+  expect_error<ValueError>([&] { read_config(folder.path(), algorithm_catalog()); }, {"folder"});
+}
+
+TEST(CheckLayersTest, AcceptsWhatTheModelHas) {
+  const std::vector<ModelLayer> model{{"a.k", "Linear", true}, {"a.norm", "LayerNorm", false}};
+  const std::vector<std::string> names{"a.k"};
+  EXPECT_NO_THROW(check_layers(names, model, "here"));
+  EXPECT_NO_THROW(check_layers({}, model, "here"));
+}
+
+TEST(CheckLayersTest, NamesTheLayerAndTheMend) {
+  const std::vector<ModelLayer> model{{"a.k_proj", "Linear", true}, {"a.norm", "LayerNorm", false}};
+  const auto check = [&](std::vector<std::string> names) {
+    return [&model, names = std::move(names)] { check_layers(names, model, "cfg"); };
+  };
+  expect_error<ValueError>(check({"a.k_proj", "a.k_proj"}), {"cfg", "'a.k_proj'", "twice"});
+  expect_error<ValueError>(check({"a.k_porj"}), {"cfg", "'a.k_porj'", "did you mean 'a.k_proj'?"});
+  expect_error<ValueError>(check({"a.norm"}), {"cfg", "'a.norm'", "LayerNorm"});
+  const std::string message = expect_error<ValueError>(check({"completely.different"}), {"cfg"});
+  EXPECT_EQ(message.find("did you mean"), std::string::npos) << message;
+  // What cannot be calibrated is not suggested.
+  EXPECT_EQ(expect_error<ValueError>(check({"a.nrm"}), {"a.nrm"}).find("a.norm"),
+            std::string::npos);
+}
+
+}  // namespace
+}  // namespace amct

@@ -1,0 +1,42 @@
+// A project that uses the installed library: calibrates values from 0 to 255 by min-max, whose
+// factors are known, and includes every public header.
+#include "amct/config/calibration_config.h"
+#include "amct/config/definition.h"
+#include "amct/config/operator_params.h"
+#include "amct/core/decimal.h"
+#include "amct/core/error.h"
+#include "amct/core/file.h"
+#include "amct/core/grid.h"
+#include "amct/observe/observer.h"
+#include "amct/record/record_file.h"
+#include "amct/search/hfmg.h"
+#include "amct/search/ifmr.h"
+#include "amct/search/minmax.h"
+#include "amct/search/quantization_error.h"
+#include "amct/search/search.h"
+#include "amct/session/session.h"
+
+#include <cstdio>
+#include <exception>
+#include <numeric>
+#include <string>
+#include <vector>
+
+int main(int argc, char** argv) {
+  if (argc != 2) return 2;
+  try {
+    const amct::OperatorParams params = amct::parse_operator_params(
+        {{"act_algo", std::string("minmax")}}, amct::algorithm_catalog());
+    amct::Session session(params, argv[1]);
+    std::vector<float> values(256);
+    std::iota(values.begin(), values.end(), 0.0F);
+    session.observe("layer",
+                    amct::TensorView::contiguous(values.data(), amct::DType::kFloat32, {16, 16}));
+    const amct::QuantParams found = amct::read_record(argv[1]).at(0).params.at(0);
+    std::printf("scale %g offset %d\n", static_cast<double>(found.scale), found.offset);
+    return 0;
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "error: %s\n", error.what());
+    return 1;
+  }
+}

@@ -1,0 +1,200 @@
+#include "amct/core/file.h"
+
+#include "amct/core/error.h"
+
+#include <cerrno>
+#include <filesystem>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "support/expect_error.h"
+#include "support/files.h"
+
+namespace amct {
+namespace {
+
+using support::expect_error;
+using support::FolderTest;
+using support::mode_of;
+using support::read_file;
+using support::with_umask;
+using support::write_file;
+
+using FileTest = FolderTest;
+
+TEST(Utf8Test, AcceptsWellFormedText) {
+  for (const char* text :
+       {"", "ascii", "\xC2\x80", "\xDF\xBF", "\xE0\xA0\x80", "\xED\x9F\xBF", "\xEE\x80\x80",
+        "\xEF\xBF\xBF", "\xF0\x90\x80\x80", "\xF4\x8F\xBF\xBF", "层.k_proj"}) {
+    EXPECT_TRUE(is_utf8(text)) << text;
+  }
+  EXPECT_TRUE(is_utf8(std::string_view("a\0b", 3)));
+}
+
+TEST(Utf8Test, RefusesMalformedText) {
+  for (const char* text :
+       {"\x80", "\xBF", "\xC0\x80", "\xC1\xBF", "\xC2", "\xC2\x41", "\xE0\x9F\xBF", "\xE0\xA0",
+        "\xED\xA0\x80", "\xED\xBF\xBF", "\xF0\x8F\xBF\xBF", "\xF0\x90\x80", "\xF4\x90\x80\x80",
+        "\xF5\x80\x80\x80", "\xFE", "\xFF", "ok\xE2\x82", "\xE2\x28\xA1"}) {
+    EXPECT_FALSE(is_utf8(text));
+  }
+}
+
+TEST_F(FileTest, ReadsWhatIsThereAndRefusesMore) {
+  const std::string path = folder / "text";
+  const std::string content(200000, 'x');
+  write_file(path, content);
+  EXPECT_EQ(read_text_file(path), content);
+  EXPECT_EQ(read_text_file(path, 200000), content);
+  expect_error<ValueError>([&] { read_text_file(path, 199999); }, {path, "199999 bytes"});
+  write_file(path, "");
+  EXPECT_EQ(read_text_file(path), "");
+}
+
+TEST_F(FileTest, AnEndlessFileIsRefusedAtTheLimit) {
+  expect_error<ValueError>([] { read_text_file("/dev/zero", 1 << 20); }, {"/dev/zero", "1048576"});
+}
+
+TEST_F(FileTest, ReadErrorsNameThePath) {
+  const std::string missing = folder / "missing";
+  try {
+    read_text_file(missing);
+    FAIL() << "read a missing file";
+  } catch (const IoError& error) {
+    EXPECT_EQ(error.code(), ENOENT);
+    EXPECT_EQ(error.path(), missing);
+  }
+  expect_error<ValueError>([&] { read_text_file(folder.path()); }, {folder.path(), "folder"});
+  write_file(folder / "binary", "a\xFFz");
+  expect_error<ValueError>([&] { read_text_file(folder / "binary"); },
+                           {folder / "binary", "UTF-8"});
+  write_file(folder / "file", "x");
+  expect_error<IoError>([&] { read_text_file(folder / "file/below"); }, {"file/below"});
+  // A NUL would cut the name short and another file would be read.
+  expect_error<ValueError>([&] { read_text_file(folder / std::string("file\0.txt", 9)); }, {"NUL"});
+}
+
+TEST_F(FileTest, OutputPathsThatNameNoFile) {
+  expect_error<ValueError>([] { check_output_path(""); }, {"empty"});
+  expect_error<ValueError>([&] { check_output_path(folder.path()); }, {folder.path(), "folder"});
+  expect_error<ValueError>([&] { check_output_path(folder / "new/"); }, {"new/", "folder"});
+  expect_error<ValueError>([&] { check_output_path(std::string("a\0b", 3)); }, {"NUL"});
+  expect_error<ValueError>([&] { check_output_path(folder / std::string(256, 'n')); },
+                           {"nnnn", "255 bytes"});
+  expect_error<ValueError>([&] { check_output_path(folder / (std::string(256, 'n') + "/f")); },
+                           {"255 bytes"});
+  EXPECT_NO_THROW(check_output_path(folder / std::string(255, 'n')));
+  EXPECT_NO_THROW(check_output_path(folder / "not/yet/there"));
+  for (const std::string& bad : {std::string(), folder.path(), folder / "new/"}) {
+    EXPECT_THROW(write_file_atomically(bad, "x"), ValueError) << bad;
+  }
+  EXPECT_TRUE(folder.names().empty());
+}
+
+TEST_F(FileTest, WritesAndReplacesWithoutLeavingATemporary) {
+  const std::string path = folder / "out";
+  write_file_atomically(path, "first");
+  EXPECT_EQ(read_file(path), "first");
+  write_file_atomically(path, std::string(1 << 20, 'b'));
+  EXPECT_EQ(read_file(path).size(), std::size_t{1} << 20);
+  write_file_atomically(path, "");
+  EXPECT_EQ(read_file(path), "");
+  EXPECT_EQ(folder.names(), std::vector<std::string>{"out"});
+}
+
+TEST_F(FileTest, ALongestNameCanBeWritten) {
+  const std::string name(255, 'n');
+  write_file_atomically(folder / name, "x");
+  EXPECT_EQ(folder.names(), std::vector<std::string>{name});
+}
+
+TEST_F(FileTest, ModesDoNotDependOnTheUmask) {
+  for (const mode_t mask : {mode_t{0077}, mode_t{0000}, mode_t{0777}}) {
+    const std::string top = folder / ("mask" + std::to_string(mask));
+    with_umask(mask, [&] { write_file_atomically(top + "/a/b/file", "x"); });
+    EXPECT_EQ(mode_of(top), 0750U) << mask;
+    EXPECT_EQ(mode_of(top + "/a"), 0750U) << mask;
+    EXPECT_EQ(mode_of(top + "/a/b"), 0750U) << mask;
+    EXPECT_EQ(mode_of(top + "/a/b/file"), 0640U) << mask;
+  }
+}
+
+TEST_F(FileTest, AFolderThatIsThereKeepsItsMode) {
+  ASSERT_EQ(::mkdir((folder / "kept").c_str(), 0700), 0);
+  ASSERT_EQ(::chmod((folder / "kept").c_str(), 0700), 0);
+  write_file_atomically(folder / "kept/file", "x");
+  EXPECT_EQ(mode_of(folder / "kept"), 0700U);
+}
+
+TEST_F(FileTest, AReplacedFileGetsTheModeOfANewOne) {
+  write_file(folder / "out", "old");
+  ASSERT_EQ(::chmod((folder / "out").c_str(), 0666), 0);
+  write_file_atomically(folder / "out", "new");
+  EXPECT_EQ(mode_of(folder / "out"), 0640U);
+}
+
+TEST_F(FileTest, APathBelowARegularFileIsAnIoErrorThatNamesIt) {
+  write_file(folder / "file", "x");
+  expect_error<IoError>([&] { write_file_atomically(folder / "file/below", "y"); },
+                        {folder / "file"});
+  expect_error<IoError>([&] { write_file_atomically(folder / "file/a/b", "y"); },
+                        {folder / "file"});
+  EXPECT_EQ(read_file(folder / "file"), "x");
+  EXPECT_EQ(folder.names(), std::vector<std::string>{"file"});
+}
+
+TEST_F(FileTest, ASymlinkLoopIsAnIoError) {
+  std::filesystem::create_symlink("loop", folder / "loop");
+  expect_error<IoError>([&] { read_text_file(folder / "loop"); }, {"loop"});
+  expect_error<IoError>([&] { write_file_atomically(folder / "loop/file", "y"); }, {"loop"});
+}
+
+TEST_F(FileTest, ARelativePathWithoutAFolderIsWrittenHere) {
+  const std::filesystem::path before = std::filesystem::current_path();
+  std::filesystem::current_path(folder.path());
+  write_file_atomically("plain", "x");
+  write_file_atomically("sub/../sub/./file", "y");
+  std::filesystem::current_path(before);
+  EXPECT_EQ(read_file(folder / "plain"), "x");
+  EXPECT_EQ(read_file(folder / "sub/file"), "y");
+}
+
+TEST_F(FileTest, AFullDiskLeavesTheOldFileWholeAndNoTemporary) {
+  const std::string path = folder / "out";
+  write_file(path, "the old content");
+  const int code = support::with_file_size_limit(1000, [&] {
+    try {
+      write_file_atomically(path, std::string(100000, 'n'));
+    } catch (const IoError& error) {
+      return error.code() == EFBIG && error.path() == path ? 0 : 1;
+    }
+    return 2;
+  });
+  EXPECT_EQ(code, 0);
+  EXPECT_EQ(read_file(path), "the old content");
+  EXPECT_EQ(folder.names(), std::vector<std::string>{"out"});
+}
+
+TEST_F(FileTest, ReadersNeverSeeHalfAFileWhileManyWriteIt) {
+  const std::string path = folder / "deep/er/out";
+  write_file_atomically(path, std::string(50000, 'a'));
+  std::vector<std::thread> writers;
+  for (const char letter : {'a', 'b', 'c'}) {
+    writers.emplace_back([&path, letter] {
+      for (int i = 0; i < 30; ++i) write_file_atomically(path, std::string(50000, letter));
+    });
+  }
+  int mixed = 0;
+  for (int i = 0; i < 60; ++i) {
+    const std::string seen = read_text_file(path);
+    if (seen != std::string(50000, seen.empty() ? '?' : seen[0])) ++mixed;
+  }
+  for (std::thread& writer : writers) writer.join();
+  EXPECT_EQ(mixed, 0);
+}
+
+}  // namespace
+}  // namespace amct

@@ -1,0 +1,143 @@
+#include "amct/core/tensor_view.h"
+
+#include "amct/core/error.h"
+
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "support/expect_error.h"
+
+namespace amct {
+namespace {
+
+using support::expect_error;
+
+constexpr std::int64_t kHuge = std::int64_t{1} << 62;
+
+TEST(TensorViewTest, ContiguousStridesAndSizes) {
+  const float data[24] = {};
+  const TensorView view = TensorView::contiguous(data, DType::kFloat32, {2, 3, 4});
+  EXPECT_EQ(view.strides, (std::vector<std::int64_t>{12, 4, 1}));
+  EXPECT_EQ(view.size(), 24);
+  EXPECT_EQ(view.channels(), 4);
+  EXPECT_EQ(view.rows(), 6);
+  view.validate();
+}
+
+TEST(TensorViewTest, RankZeroIsOneValueOfOneChannel) {
+  const float x = 3;
+  const TensorView view = TensorView::contiguous(&x, DType::kFloat32, {});
+  view.validate();
+  EXPECT_EQ(view.size(), 1);
+  EXPECT_EQ(view.channels(), 1);
+  EXPECT_EQ(view.rows(), 1);
+  const std::vector<Block> blocks = blocks_of(view);
+  ASSERT_EQ(blocks.size(), 1U);
+  EXPECT_EQ(blocks[0].rows * blocks[0].channels, 1);
+  EXPECT_EQ(blocks[0].data, reinterpret_cast<const std::byte*>(&x));
+}
+
+TEST(TensorViewTest, RankOneIsOneRow) {
+  const float data[5] = {};
+  const TensorView view = TensorView::contiguous(data, DType::kFloat32, {5});
+  EXPECT_EQ(view.rows(), 1);
+  EXPECT_EQ(view.channels(), 5);
+}
+
+TEST(TensorViewTest, EmptyTensorsNeedNoData) {
+  for (const std::vector<std::int64_t>& shape :
+       {std::vector<std::int64_t>{0}, {0, 3}, {3, 0}, {2, 0, 4}}) {
+    const TensorView view = TensorView::contiguous(nullptr, DType::kFloat16, shape);
+    view.validate();
+    EXPECT_EQ(view.size(), 0);
+    EXPECT_TRUE(blocks_of(view).empty());
+  }
+}
+
+TEST(TensorViewTest, EmptyTensorMayHaveSizesWhoseProductOverflows) {
+  const TensorView view = TensorView::contiguous(nullptr, DType::kFloat32, {0, kHuge, kHuge, 8});
+  view.validate();
+  EXPECT_EQ(view.size(), 0);
+}
+
+TEST(TensorViewTest, RefusesNegativeSizesAndOverflow) {
+  const float x = 0;
+  expect_error<ValueError>([&] { TensorView::contiguous(&x, DType::kFloat32, {2, -1}); },
+                           {"[2, -1]", "negative"});
+  expect_error<ValueError>([&] { TensorView::contiguous(&x, DType::kFloat32, {-1, 0}); },
+                           {"[-1, 0]", "negative"});
+  expect_error<ValueError>([&] { TensorView::contiguous(&x, DType::kFloat32, {kHuge, 2}); },
+                           {"2^63", "4611686018427387904"});
+  EXPECT_EQ(TensorView::contiguous(&x, DType::kFloat32, {std::numeric_limits<std::int64_t>::max()})
+                .size(),
+            std::numeric_limits<std::int64_t>::max());
+}
+
+TEST(TensorViewTest, ValidateRefusesContradictions) {
+  const float x = 0;
+  expect_error<ValueError>([&] { TensorView{&x, DType::kFloat32, {1, 2}, {1}}.validate(); },
+                           {"[1, 2]", "1 strides"});
+  expect_error<ValueError>([] { TensorView{nullptr, DType::kFloat32, {2}, {1}}.validate(); },
+                           {"[2]", "null"});
+  expect_error<ValueError>([&] { TensorView{&x, DType::kFloat32, {-2}, {1}}.validate(); },
+                           {"[-2]", "negative"});
+  expect_error<ValueError>([&] { TensorView{&x, DType::kFloat32, {kHuge, 4}, {4, 1}}.validate(); },
+                           {"2^63"});
+}
+
+TEST(TensorViewTest, ShapeText) {
+  EXPECT_EQ(to_string(std::vector<std::int64_t>{}), "[]");
+  EXPECT_EQ(to_string(std::vector<std::int64_t>{2, 64, 16}), "[2, 64, 16]");
+}
+
+TEST(BlocksTest, ContiguousTensorOfAnyRankIsOneBlock) {
+  const std::vector<float> data(2 * 3 * 4 * 5 * 6);
+  for (const std::vector<std::int64_t>& shape :
+       {std::vector<std::int64_t>{720}, {120, 6}, {20, 6, 6}, {2, 3, 4, 5, 6}, {1, 720, 1}}) {
+    const std::vector<Block> blocks =
+        blocks_of(TensorView::contiguous(data.data(), DType::kFloat32, shape));
+    ASSERT_EQ(blocks.size(), 1U) << to_string(shape);
+    EXPECT_TRUE(blocks[0].is_contiguous()) << to_string(shape);
+    EXPECT_EQ(blocks[0].rows * blocks[0].channels, 720);
+  }
+}
+
+TEST(BlocksTest, SliceOfTheChannelsIsOneStridedBlock) {
+  const std::vector<float> data(2 * 3 * 8);
+  const TensorView view{data.data() + 2, DType::kFloat32, {2, 3, 4}, {24, 8, 1}};
+  const std::vector<Block> blocks = blocks_of(view);
+  ASSERT_EQ(blocks.size(), 1U);
+  EXPECT_EQ(blocks[0].rows, 6);
+  EXPECT_EQ(blocks[0].row_stride, 8);
+  EXPECT_FALSE(blocks[0].is_contiguous());
+}
+
+TEST(BlocksTest, TransposedTensorKeepsRowOrder) {
+  // Heads before tokens: [head, token, channel] seen as [token, head, channel].
+  const std::vector<float> data(3 * 5 * 2);
+  const TensorView view{data.data(), DType::kFloat32, {5, 3, 2}, {2, 10, 1}};
+  const std::vector<Block> blocks = blocks_of(view);
+  ASSERT_EQ(blocks.size(), 5U);
+  for (std::size_t i = 0; i < blocks.size(); ++i) {
+    EXPECT_EQ(blocks[i].first_row, static_cast<std::int64_t>(3 * i));
+    EXPECT_EQ(blocks[i].data, reinterpret_cast<const std::byte*>(data.data() + 2 * i));
+    EXPECT_EQ(blocks[i].rows, 3);
+    EXPECT_EQ(blocks[i].row_stride, 10);
+  }
+}
+
+TEST(BlocksTest, ExpandedAndReversedDimensionsAreJoined) {
+  const std::vector<float> data(12);
+  const TensorView expanded{data.data(), DType::kFloat32, {7, 5, 12}, {0, 0, 1}};
+  ASSERT_EQ(blocks_of(expanded).size(), 1U);
+  EXPECT_EQ(blocks_of(expanded)[0].rows, 35);
+  const TensorView reversed{data.data() + 9, DType::kFloat32, {2, 2, 3}, {-6, -3, 1}};
+  ASSERT_EQ(blocks_of(reversed).size(), 1U);
+  EXPECT_EQ(blocks_of(reversed)[0].row_stride, -3);
+}
+
+}  // namespace
+}  // namespace amct

@@ -1,0 +1,296 @@
+#include "amct/session/session.h"
+
+#include "amct/core/error.h"
+#include "amct/record/record_file.h"
+#include "amct/search/search.h"
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <limits>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "support/data.h"
+#include "support/expect_error.h"
+#include "support/files.h"
+#include "support/reference.h"
+
+namespace amct {
+namespace {
+
+using support::expect_error;
+using support::make_tensor;
+using support::Tensor;
+using Kind = Observation::Kind;
+using Names = std::vector<std::string>;
+
+Tensor batch(unsigned seed, std::int64_t rows = 8, std::int64_t channels = 4) {
+  return make_tensor(DType::kFloat32, {rows, channels},
+                     support::sample(support::Distribution::kNormal,
+                                     static_cast<std::size_t>(rows * channels), seed));
+}
+
+CalibrationConfig config_of(const Names& names, std::int64_t batch_num) {
+  CalibrationConfig config = default_config(names, algorithm_catalog());
+  config.batch_num = batch_num;
+  return config;
+}
+
+OperatorParams operator_params(const std::vector<std::pair<std::string, OptionValue>>& params) {
+  return parse_operator_params(params, algorithm_catalog());
+}
+
+class SessionTest : public support::FolderTest {
+ protected:
+  const std::string path = folder / "record.txt";
+};
+
+TEST_F(SessionTest, CountsFinishesAndThenIgnores) {
+  Session session(config_of({"a"}, 2), path);
+  EXPECT_EQ(session.record_file(), path);
+  EXPECT_EQ(session.observe("a", batch(1).view()).kind, Kind::kAdded);
+  EXPECT_FALSE(session.finished("a"));
+  EXPECT_FALSE(std::filesystem::exists(path));
+  EXPECT_EQ(session.observe("a", batch(2).view()).kind, Kind::kFinished);
+  EXPECT_TRUE(session.finished("a"));
+  const std::string record = support::read_file(path);
+  // Whatever comes now costs nothing and is not even looked at.
+  EXPECT_EQ(session.observe("a", batch(3, 8, 7).view()).kind, Kind::kIgnored);
+  const TensorView empty = TensorView::contiguous(nullptr, DType::kFloat32, {0, 4});
+  EXPECT_EQ(session.observe("a", empty).kind, Kind::kIgnored);
+  EXPECT_EQ(support::read_file(path), record);
+  EXPECT_TRUE(session.unfinished().empty());
+}
+
+TEST_F(SessionTest, ResultsDescribeEachLayer) {
+  CalibrationConfig config = config_of({"first", "second"}, 2);
+  config.layers[1].algorithm = "minmax";
+  config.layers[1].options.clear();
+  config.layers[1].granularity = Granularity::kPerChannel;
+  config.layers[1].asymmetric = false;
+  config.layers[1].nonfinite = NonFinitePolicy::kSkip;
+  Session session(config, path);
+  std::vector<float> with_nan = batch(1).values();
+  with_nan[3] = std::numeric_limits<float>::quiet_NaN();
+  session.observe("second", make_tensor(DType::kFloat32, {2, 4, 4}, with_nan).view());
+  session.observe("second", batch(2).view());
+  session.observe("first", batch(3).view());
+  session.observe("first", batch(4).view());
+  const std::vector<LayerResult> results = session.results();
+  ASSERT_EQ(results.size(), 2U);
+  EXPECT_EQ(results[0].name, "first");  // in configuration order, though it finished last
+  const LayerResult& second = results[1];
+  EXPECT_EQ(second.name, "second");
+  EXPECT_EQ(second.algorithm, "minmax");
+  EXPECT_EQ(second.granularity, Granularity::kPerChannel);
+  EXPECT_FALSE(second.with_offset);
+  EXPECT_EQ(second.batches, 2);
+  EXPECT_EQ(second.rows, 16);
+  EXPECT_EQ(second.channels, 4);
+  EXPECT_EQ(second.non_finite, 1);
+  ASSERT_EQ(second.params.size(), 4U);
+  for (const QuantParams& params : second.params) EXPECT_EQ(params.offset, 0);
+  std::vector<float> all = batch(2).values();
+  for (const float x : with_nan) {
+    if (std::isfinite(x)) all.push_back(x);
+  }
+  EXPECT_EQ(second.min, *std::min_element(all.begin(), all.end()));
+  EXPECT_EQ(second.max, *std::max_element(all.begin(), all.end()));
+  EXPECT_EQ(second.clipped_fraction, 0);
+  EXPECT_GT(second.sqnr_db, 30);
+  EXPECT_GE(second.observe_seconds, 0);
+  EXPECT_GE(second.search_seconds, 0);
+  EXPECT_EQ(read_record(path),
+            (std::vector<LayerRecord>{{"first", results[0].params}, {"second", second.params}}));
+}
+
+TEST_F(SessionTest, QualityOfTheResultIsThatOfItsFactors) {
+  Session session(config_of({"a"}, 1), path);
+  const Tensor data = batch(9, 400);
+  session.observe("a", data.view());
+  const LayerResult result = session.results().at(0);
+  const double mse = support::reference_int8_mse(data.values(), result.params.at(0));
+  double power = 0;
+  for (const float x : data.values()) power += static_cast<double>(x) * x;
+  power /= static_cast<double>(data.values().size());
+  EXPECT_NEAR(result.sqnr_db, 10 * std::log10(power / mse), 1e-9);
+}
+
+TEST_F(SessionTest, UnfinishedLayersAreToldInConfigurationOrder) {
+  Session session(config_of({"c", "b", "a"}, 2), path);
+  session.observe("a", batch(1).view());
+  session.observe("b", batch(1).view());
+  session.observe("b", batch(2).view());
+  const std::vector<UnfinishedLayer> left = session.unfinished();
+  ASSERT_EQ(left.size(), 2U);
+  EXPECT_EQ(left[0].name, "c");
+  EXPECT_EQ(left[0].batches, 0);
+  EXPECT_EQ(left[0].batch_num, 2);
+  EXPECT_EQ(left[1].name, "a");
+  EXPECT_EQ(left[1].batches, 1);
+}
+
+TEST_F(SessionTest, AnUnknownLayerIsRefusedWithASuggestion) {
+  Session session(config_of({"model.layers.0.k_proj"}, 1), path);
+  expect_error<ValueError>([&] { session.observe("model.layers.0.k_porj", batch(1).view()); },
+                           {"'model.layers.0.k_porj'", "did you mean 'model.layers.0.k_proj'?"});
+  EXPECT_FALSE(session.finished("model.layers.0.k_porj"));
+  EXPECT_FALSE(std::filesystem::exists(path));
+}
+
+TEST_F(SessionTest, ErrorsOfABatchNameLayerAndBatchAndLeaveTheLayerUsable) {
+  Session session(config_of({"a"}, 3), path);
+  session.observe("a", batch(1).view());
+  std::vector<float> values = batch(2).values();
+  values[6] = std::numeric_limits<float>::infinity();
+  try {
+    session.observe("a", make_tensor(DType::kFloat32, {8, 4}, values).view());
+    FAIL() << "took infinity";
+  } catch (const NonFiniteError& error) {
+    EXPECT_EQ(error.count(), 1);
+    EXPECT_EQ(error.first_index(), 6);
+    EXPECT_EQ(std::string(error.what()).find("layer 'a', batch 2: 1 of 32"), 0U) << error.what();
+  }
+  expect_error<StateError>([&] { session.observe("a", batch(2, 8, 5).view()); },
+                           {"layer 'a', batch 2: ", "5 channels"});
+  const TensorView empty = TensorView::contiguous(nullptr, DType::kFloat32, {0, 4});
+  expect_error<StateError>([&] { session.observe("a", empty); },
+                           {"layer 'a', batch 2: ", "[0, 4]"});
+  const Tensor good = batch(2);
+  const TensorView malformed{good.bytes.data(), DType::kFloat32, {8, 4}, {4}};
+  expect_error<ValueError>([&] { session.observe("a", malformed); }, {"layer 'a', batch 2: "});
+  EXPECT_EQ(session.unfinished().at(0).batches, 1);
+
+  // As if nothing had happened.
+  session.observe("a", good.view());
+  EXPECT_EQ(session.observe("a", batch(3).view()).kind, Kind::kFinished);
+  Session clean(config_of({"a"}, 3), folder / "clean.txt");
+  for (unsigned seed = 1; seed <= 3; ++seed) clean.observe("a", batch(seed).view());
+  EXPECT_EQ(support::read_file(path), support::read_file(folder / "clean.txt"));
+}
+
+TEST_F(SessionTest, ALayerWithoutOneFiniteValueIsAnErrorThatAGoodBatchMends) {
+  CalibrationConfig config = config_of({"dead"}, 1);
+  config.layers[0].nonfinite = NonFinitePolicy::kSkip;
+  Session session(config, path);
+  const Tensor nan = make_tensor(DType::kFloat32, {2, 1},
+                                 std::vector<float>(2, std::numeric_limits<float>::quiet_NaN()));
+  expect_error<StateError>([&] { session.observe("dead", nan.view()); },
+                           {"layer 'dead', batch 1: ", "no finite value"});
+  EXPECT_FALSE(session.finished("dead"));
+  ASSERT_EQ(session.unfinished().size(), 1U);
+  EXPECT_EQ(session.observe("dead", batch(1, 8, 1).view()).kind, Kind::kFinished);
+  EXPECT_EQ(session.results().at(0).non_finite, 2);
+}
+
+TEST_F(SessionTest, OverwrittenLayersAreReturned) {
+  merge_into_record(path, std::vector<LayerRecord>{{"a", {{1, 0}}}, {"kept", {{2, 0}}}}, {});
+  Session session(config_of({"a", "b"}, 1), path);
+  EXPECT_EQ(session.observe("b", batch(1).view()).overwritten, Names{});
+  EXPECT_EQ(session.observe("a", batch(1).view()).overwritten, Names{"a"});
+  const std::vector<LayerRecord> record = read_record(path);
+  ASSERT_EQ(record.size(), 3U);
+  EXPECT_NE(record[0].params[0].scale, 1.0F);
+}
+
+TEST_F(SessionTest, AFailedWriteKeepsTheFactorsForLater) {
+  support::write_file(folder / "blocked", "a file where a folder is needed");
+  const std::string below = folder / "blocked/record.txt";
+  Session session(config_of({"a", "b", "c"}, 1), below);
+  expect_error<IoError>([&] { session.observe("a", batch(1).view()); }, {folder / "blocked"});
+  EXPECT_TRUE(session.finished("a"));
+  EXPECT_EQ(session.results().size(), 1U);
+  EXPECT_EQ(session.unfinished().size(), 2U);
+  EXPECT_EQ(session.observe("a", batch(1).view()).kind, Kind::kIgnored);
+  expect_error<IoError>([&] { session.observe("c", batch(3).view()); }, {folder / "blocked"});
+  expect_error<IoError>([&] { session.write_record(); }, {folder / "blocked"});
+
+  std::filesystem::remove(folder / "blocked");
+  EXPECT_EQ(session.write_record(), Names{});
+  std::vector<LayerRecord> record = read_record(below);
+  ASSERT_EQ(record.size(), 2U);
+  EXPECT_EQ(record[0].name, "a");
+  EXPECT_EQ(record[1].name, "c");
+  const std::string text = support::read_file(below);
+  std::filesystem::remove(below);
+  session.write_record();  // nothing left to write
+  EXPECT_FALSE(std::filesystem::exists(below));
+  support::write_file(below, text);
+  session.observe("b", batch(2).view());
+  EXPECT_EQ(read_record(below).at(1).name, "b");
+}
+
+TEST_F(SessionTest, UnwrittenFactorsGoInWithTheNextLayer) {
+  support::write_file(path, "garbage");
+  Session session(config_of({"a", "b"}, 1), path);
+  expect_error<ValueError>([&] { session.observe("b", batch(1).view()); }, {path});
+  EXPECT_EQ(support::read_file(path), "garbage");
+  std::filesystem::remove(path);
+  EXPECT_EQ(session.observe("a", batch(2).view()).kind, Kind::kFinished);
+  const std::vector<LayerRecord> record = read_record(path);
+  ASSERT_EQ(record.size(), 2U);
+  EXPECT_EQ(record[0].name, "a");
+  EXPECT_EQ(record[1].name, "b");
+}
+
+TEST_F(SessionTest, ConfigurationsThatCannotRunAreRefusedAtOnce) {
+  expect_error<ValueError>([&] { Session(config_of({"a", "b", "a"}, 1), path); }, {"'a'", "twice"});
+  CalibrationConfig magic = config_of({"a"}, 1);
+  magic.layers[0].algorithm = "magic";
+  expect_error<ValueError>([&] { Session(magic, path); }, {"'a'", "magic"});
+  expect_error<ValueError>([&] { Session(config_of({"a"}, 0), path); }, {"batch_num"});
+  expect_error<ValueError>([&] { Session(config_of({"a"}, 1), ""); }, {"empty"});
+  expect_error<ValueError>([&] { Session(config_of({"a"}, 1), folder.path()); }, {"folder"});
+  expect_error<ValueError>([&] { Session(operator_params({}), folder.path()); }, {"folder"});
+}
+
+using OperatorSessionTest = SessionTest;
+
+TEST_F(OperatorSessionTest, CalibratesWhateverLayerComes) {
+  Session session(operator_params({{"batch_num", std::int64_t{2}},
+                                   {"act_algo", std::string("hfmg")},
+                                   {"quant_granularity", std::string("per_channel")}}),
+                  path);
+  EXPECT_TRUE(session.unfinished().empty());
+  session.observe("late", batch(1).view());
+  session.observe("early", batch(2).view());
+  EXPECT_EQ(session.unfinished().size(), 2U);
+  EXPECT_EQ(session.observe("early", batch(3).view()).kind, Kind::kFinished);
+  EXPECT_EQ(session.observe("early", batch(3).view()).kind, Kind::kIgnored);
+  ASSERT_EQ(session.unfinished().size(), 1U);
+  EXPECT_EQ(session.unfinished()[0].name, "late");
+  EXPECT_EQ(session.observe("late", batch(4).view()).kind, Kind::kFinished);
+  const std::vector<LayerRecord> record = read_record(path);
+  ASSERT_EQ(record.size(), 2U);
+  EXPECT_EQ(record[0].name, "early");  // in the order they finished
+  EXPECT_EQ(record[1].name, "late");
+  EXPECT_EQ(record[0].params.size(), 4U);
+  EXPECT_EQ(session.results().at(0).name, "early");
+  EXPECT_EQ(session.results().at(0).algorithm, "hfmg");
+}
+
+TEST_F(OperatorSessionTest, SeveralOperatorsShareARecord) {
+  Session plain(operator_params({}), path);
+  Session symmetric(operator_params({{"with_offset", false}}), path);
+  plain.observe("a", batch(1).view());
+  symmetric.observe("b", batch(1).view());
+  EXPECT_EQ(symmetric.observe("a", batch(1).view()).overwritten, Names{"a"});
+  const std::vector<LayerRecord> record = read_record(path);
+  ASSERT_EQ(record.size(), 2U);
+  EXPECT_EQ(record[0].params, record[1].params);
+  EXPECT_EQ(record[0].params[0].offset, 0);
+}
+
+TEST_F(OperatorSessionTest, MovedSessionGoesOn) {
+  Session session(operator_params({{"batch_num", std::int64_t{2}}}), path);
+  session.observe("a", batch(1).view());
+  Session moved(std::move(session));
+  EXPECT_EQ(moved.observe("a", batch(2).view()).kind, Kind::kFinished);
+}
+
+}  // namespace
+}  // namespace amct

@@ -58,7 +58,7 @@ void HalfCounts::add_to_one_group(const Block& block) {
   if (size < kTableElements || !dense) {
     for_each_element<std::uint16_t>(
         block,
-        [this](std::int64_t, std::int64_t, std::uint16_t pattern) { increment(0, pattern); });
+        [this](std::int64_t, std::int64_t, std::uint16_t pattern) { add(0, pattern); });
     return;
   }
   // A contiguous block is cut into chunks of rows of its own choice.
@@ -142,7 +142,7 @@ void HalfCounts::add_channels(const Block& block, std::int64_t first, std::int64
       for (std::int64_t channel = 0; channel < width; ++channel) {
         const std::uint16_t* patterns = turned.data() + channel * kRowTile;
         for (std::int64_t i = 0; i < height; ++i)
-          increment(static_cast<std::size_t>(tile + channel), patterns[i]);
+          add(static_cast<std::size_t>(tile + channel), patterns[i]);
       }
     }
   }

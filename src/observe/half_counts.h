@@ -27,6 +27,10 @@ class HalfCounts {
   /// reported.
   void add(const TensorView& view);
 
+  /// Counts `pattern` once in `group`. Threads may add to different groups at once.
+  void add(std::size_t group, std::uint16_t pattern) {
+    if (++page(group, pattern >> 8)[pattern & 0xFF] == 0) add_wraps(group, pattern, 1);
+  }
   void merge(const HalfCounts& other);
 
   ValueCounts value_counts(std::size_t group) const;
@@ -42,10 +46,6 @@ class HalfCounts {
   void add_by_channel(const Block& block);
   void add_channels(const Block& block, std::int64_t first, std::int64_t last);
 
-  /// Counts `pattern` in `group`. Threads may add to different groups at once.
-  void increment(std::size_t group, std::uint16_t pattern) {
-    if (++page(group, pattern >> 8)[pattern & 0xFF] == 0) add_wraps(group, pattern, 1);
-  }
   /// Adds `count` to a counter.
   void increase(std::size_t group, std::size_t pattern, std::uint64_t count);
   void add_wraps(std::size_t group, std::size_t pattern, std::uint64_t wraps);

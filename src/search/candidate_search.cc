@@ -50,7 +50,7 @@ class CandidateSearch {
     } else {
       narrow_quickly();
     }
-    if (left_.size() > 1) narrow();
+    narrow();  // also where one is left: its loss is reported
     if (left_.size() > 1) decide();
     const std::size_t winner = left_.front();
     return {winner, std::midpoint(brackets_[winner].low, brackets_[winner].high)};

@@ -13,7 +13,7 @@ namespace amct {
 /// The candidate that won.
 struct BestCandidate {
   std::size_t index = 0;
-  double loss = 0;  ///< mean squared error, to 0.3% or better; 0 at or below the noise
+  double loss = 0;  ///< mean squared error, to about 1e-10 relative; 0 at or below the noise
 };
 
 /// The first candidate with the smallest mean((round(clamp(x, low, high) / scale) * scale - x)^2),

@@ -1,6 +1,7 @@
 #include "observe/half_counts.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include <tbb/blocked_range.h>
@@ -57,8 +58,7 @@ void HalfCounts::add_to_one_group(const Block& block) {
   const bool dense = (block.channel_stride == 1 || block.channels == 1) && is_aligned(block.data);
   if (size < kTableElements || !dense) {
     for_each_element<std::uint16_t>(
-        block,
-        [this](std::int64_t, std::int64_t, std::uint16_t pattern) { add(0, pattern); });
+        block, [this](std::int64_t, std::int64_t, std::uint16_t pattern) { add(0, pattern); });
     return;
   }
   // A contiguous block is cut into chunks of rows of its own choice.
@@ -200,15 +200,29 @@ ValueCounts HalfCounts::value_counts(std::size_t group) const {
     counts.push_back(count);
   };
   // Ascending values: negative patterns from the largest magnitude down, then positive ones up.
+  // Most counters are zero, so four are looked at together.
+  constexpr std::size_t kQuad = 4;
+  const auto any = [](const Page& page, std::size_t low) {
+    std::uint64_t quad;
+    static_assert(sizeof quad == kQuad * sizeof(Counter));
+    std::memcpy(&quad, page.data() + low, sizeof quad);
+    return quad != 0;
+  };
   for (std::size_t page = kPages; page-- > kPages / 2;) {
     const Page* counters = pages_[group * kPages + page].get();
     if (counters == nullptr) continue;
-    for (std::size_t low = kPageSize; low-- > 0;) append(*counters, page, low);
+    for (std::size_t end = kPageSize; end > 0; end -= kQuad) {
+      if (!wrapped && !any(*counters, end - kQuad)) continue;
+      for (std::size_t low = end; low-- > end - kQuad;) append(*counters, page, low);
+    }
   }
   for (std::size_t page = 0; page < kPages / 2; ++page) {
     const Page* counters = pages_[group * kPages + page].get();
     if (counters == nullptr) continue;
-    for (std::size_t low = 0; low < kPageSize; ++low) append(*counters, page, low);
+    for (std::size_t begin = 0; begin < kPageSize; begin += kQuad) {
+      if (!wrapped && !any(*counters, begin)) continue;
+      for (std::size_t low = begin; low < begin + kQuad; ++low) append(*counters, page, low);
+    }
   }
   return {std::move(values), std::move(counts)};
 }

@@ -17,7 +17,7 @@ namespace amct {
 
 /// Counts the 65,536 patterns of one 16-bit type for several groups. Real activations use a small
 /// part of the patterns, so counters come in pages of 256 that are allocated when first needed: at
-/// most 256 KiB a group, typically a tenth of it.
+/// most 128 KiB a group, typically a tenth of it.
 class HalfCounts {
  public:
   HalfCounts(DType dtype, std::size_t groups);
@@ -60,8 +60,8 @@ class HalfCounts {
   DType dtype_;
   std::size_t groups_;
   std::vector<std::unique_ptr<Page>> pages_;  // [group][pattern >> 8]
-  // How often a 32-bit counter passed 2^32: rare enough for a map, and keeps the pages half as
-  // large.
+  // How often a counter passed 2^16: few patterns do, and rarely, so that a map costs less than
+  // wider counters for all.
   std::unordered_map<std::uint64_t, std::uint64_t> wraps_;
   std::unique_ptr<std::mutex> wraps_mutex_;
 };

@@ -1,27 +1,36 @@
 // Storage of observed float32 values: the values themselves.
 #pragma once
 
+#include "amct/core/tensor_view.h"
 #include "amct/observe/value_counts.h"
 
 #include <cstddef>
+#include <cstdint>
 #include <vector>
 
 namespace amct {
 
-/// Keeps the values of each group, in the order they came.
+/// Keeps the values of one group, or of one group a channel, row by row as they came. Values that
+/// are not finite are left out when the values are asked for.
 class FloatSamples {
  public:
-  explicit FloatSamples(std::size_t groups) : samples_(groups) {}
+  /// `groups` is 1, or the number of channels.
+  explicit FloatSamples(std::size_t groups) : groups_(groups) {}
 
-  /// Makes room for `count` more values a group, so that adding them cannot fail.
-  void reserve_more(std::size_t count);
-  void add(std::size_t group, float value) { samples_[group].push_back(value); }
+  /// Makes room for `count` values in all. Memory is only taken up as values come.
+  void reserve(std::size_t count) { samples_.reserve(count); }
+
+  /// Adds the elements of a float32 view, or nothing where memory runs out.
+  void add(const TensorView& view);
   void merge(const FloatSamples& other);
 
-  ValueCounts value_counts(std::size_t group) const { return ValueCounts::of(samples_[group]); }
+  ValueCounts value_counts(std::size_t group) const;
+  /// The same for the only group, moved out.
+  ValueCounts take_value_counts();
 
  private:
-  std::vector<std::vector<float>> samples_;
+  std::size_t groups_;
+  std::vector<float> samples_;  // [row][group]
 };
 
 }  // namespace amct

@@ -2,7 +2,7 @@
 
 #include "amct/core/error.h"
 
-#include <bit>
+#include <algorithm>
 #include <optional>
 #include <string>
 
@@ -22,6 +22,7 @@ struct Observer::State {
   std::int64_t rows = 0;
   std::int64_t channels = 0;
   std::int64_t skipped = 0;
+  std::int64_t expected_batches = 1;
   // One storage a dtype, made when the dtype first comes.
   std::optional<HalfCounts> float16;
   std::optional<HalfCounts> bfloat16;
@@ -34,6 +35,12 @@ struct Observer::State {
   std::size_t group_of(std::int64_t channel) const {
     return granularity == Granularity::kPerTensor ? 0 : static_cast<std::size_t>(channel);
   }
+  /// Samples to make room for, by the size of the first batch.
+  std::size_t expected_samples(std::int64_t batch_size) const {
+    constexpr std::int64_t kLimit = std::int64_t{1} << 28;
+    return static_cast<std::size_t>(
+        batch_size > kLimit / expected_batches ? 0 : batch_size * expected_batches);
+  }
   HalfCounts& counts_for(DType dtype) {
     std::optional<HalfCounts>& storage = dtype == DType::kFloat16 ? float16 : bfloat16;
     if (!storage) storage.emplace(dtype, groups());
@@ -42,6 +49,12 @@ struct Observer::State {
   FloatSamples& samples() {
     if (!float32) float32.emplace(groups());
     return *float32;
+  }
+
+  void check_group(std::size_t group) const {
+    if (group < groups()) return;
+    throw ValueError("group " + std::to_string(group) + " does not exist; there are " +
+                     std::to_string(groups()));
   }
 
   void check_channels(std::int64_t other) const {
@@ -78,18 +91,12 @@ void Observer::observe(const TensorView& batch) {
 
   state.channels = batch.channels();
   if (batch.dtype == DType::kFloat32) {
+    const bool first = !state.float32;
     FloatSamples& samples = state.samples();
-    samples.reserve_more(static_cast<std::size_t>(batch.size()) / state.groups());
-    for_each_element<std::uint32_t>(
-        batch, [&](std::int64_t /*row*/, std::int64_t channel, std::uint32_t bits) {
-          if (is_finite(bits)) samples.add(state.group_of(channel), std::bit_cast<float>(bits));
-        });
+    if (first) samples.reserve(state.expected_samples(batch.size()));
+    samples.add(batch);
   } else {
-    HalfCounts& counts = state.counts_for(batch.dtype);
-    for_each_element<std::uint16_t>(
-        batch, [&](std::int64_t /*row*/, std::int64_t channel, std::uint16_t bits) {
-          if (is_finite(bits, batch.dtype)) counts.add(state.group_of(channel), bits);
-        });
+    state.counts_for(batch.dtype).add(batch);
   }
   state.batches += 1;
   state.rows += batch.rows();
@@ -121,16 +128,24 @@ std::int64_t Observer::channels() const { return state_->channels; }
 std::int64_t Observer::non_finite_count() const { return state_->skipped; }
 std::size_t Observer::groups() const { return state_->groups(); }
 
+void Observer::expect_batches(std::int64_t count) {
+  state_->expected_batches = std::max<std::int64_t>(1, count);
+}
+
 ValueCounts Observer::value_counts(std::size_t group) const {
-  if (group >= groups()) {
-    throw ValueError("group " + std::to_string(group) + " does not exist; there are " +
-                     std::to_string(groups()));
-  }
+  state_->check_group(group);
   ValueCounts result;
   if (state_->float16) result = state_->float16->value_counts(group);
   if (state_->bfloat16) result = ValueCounts::merged(result, state_->bfloat16->value_counts(group));
   if (state_->float32) result = ValueCounts::merged(result, state_->float32->value_counts(group));
   return result;
+}
+
+ValueCounts Observer::take_value_counts(std::size_t group) && {
+  const bool samples_alone = state_->float32 && !state_->float16 && !state_->bfloat16;
+  if (!samples_alone || groups() != 1) return value_counts(group);
+  state_->check_group(group);
+  return state_->float32->take_value_counts();
 }
 
 }  // namespace amct

@@ -1,13 +1,23 @@
 #include "amct/search/hfmg.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <functional>
 #include <limits>
+
+#include <tbb/enumerable_thread_specific.h>
+#include <tbb/parallel_for.h>
+
+#include "kernels/bins.h"
 
 namespace amct {
 namespace {
 
 __extension__ using Int128 = __int128;  // an extension of GCC and clang on every 64-bit target
+
+// Values counted in one task.
+constexpr std::size_t kChunk = std::size_t{1} << 16;
 
 /// The losses of many ranges of one histogram.
 ///
@@ -60,6 +70,15 @@ class HistogramLoss {
     return sum * histogram_.width * histogram_.width;
   }
 
+  /// A lower bound on the loss of `range`, and of every range inside it: values outside fall to an
+  /// end level, which lies inside the range, so they move at least to its edge.
+  double clipping(BinRange range) const {
+    const auto bins = static_cast<std::int64_t>(histogram_.counts.size());
+    const Int128 sum = squares(0, range.left, 2 * range.left, 1) +
+                       squares(range.right + 1, bins, 2 * (range.right + 1), 1);
+    return static_cast<double>(sum) / 12 * histogram_.width * histogram_.width;
+  }
+
  private:
   struct Sums {
     Int128 s0, s1, s2;
@@ -99,18 +118,33 @@ Histogram hfmg_histogram(const ValueCounts& values, std::int64_t num_of_bins) {
   histogram.counts.assign(static_cast<std::size_t>(num_of_bins), 0);
   histogram.low = values.min();
   histogram.high = values.max();
-  const auto bins = static_cast<double>(num_of_bins);
-  histogram.width = (histogram.high - histogram.low) / bins;
+  histogram.width = (histogram.high - histogram.low) / static_cast<double>(num_of_bins);
   if (histogram.low == histogram.high) {
     // Binned over [value - 1, value + 1], which beyond 2^53 is no range in float64 any more.
     histogram.counts[histogram.counts.size() / 2] = values.total();
     return histogram;
   }
-  for (std::size_t i = 0; i < values.values().size(); ++i) {
-    const double position =
-        (values.values()[i] - histogram.low) * bins / (histogram.high - histogram.low);
-    const auto bin = std::min(static_cast<std::size_t>(position), histogram.counts.size() - 1);
-    histogram.counts[bin] += values.counts()[i];
+  const double range = histogram.high - histogram.low;
+  const std::size_t chunks = (values.values().size() + kChunk - 1) / kChunk;
+  tbb::enumerable_thread_specific<std::vector<std::uint64_t>> locals(histogram.counts);
+  const auto count_chunk = [&](std::size_t chunk, std::vector<std::uint64_t>& counts) {
+    std::array<std::uint32_t, 256> indices;
+    const std::size_t last = std::min((chunk + 1) * kChunk, values.values().size());
+    for (std::size_t begin = chunk * kChunk; begin < last; begin += indices.size()) {
+      const std::size_t size = std::min(indices.size(), last - begin);
+      kernels::bin_indices(values.values().data() + begin, size, histogram.low, range,
+                           static_cast<std::uint32_t>(num_of_bins), indices.data());
+      for (std::size_t i = 0; i < size; ++i) counts[indices[i]] += values.count(begin + i);
+    }
+  };
+  if (chunks == 1) {
+    count_chunk(0, histogram.counts);
+    return histogram;
+  }
+  tbb::parallel_for(std::size_t{0}, chunks,
+                    [&](std::size_t chunk) { count_chunk(chunk, locals.local()); });
+  for (const std::vector<std::uint64_t>& local : locals) {
+    std::ranges::transform(histogram.counts, local, histogram.counts.begin(), std::plus<>());
   }
   return histogram;
 }
@@ -156,6 +190,8 @@ SearchResult hfmg(const ValueCounts& values, const HfmgOptions& options) {
   BinRange best{0, 0};
   double best_loss = std::numeric_limits<double>::infinity();
   for (const BinRange range : hfmg_ranges(histogram)) {
+    // Ranges are nested, so clipping only grows.
+    if (loss_of.clipping(range) > best_loss) break;
     const double loss = loss_of(range, options.grid.steps() + 1);
     if (loss < best_loss) {
       best = range;

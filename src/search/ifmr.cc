@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <limits>
 
-#include "search/rounding_loss.h"
+#include "search/candidate_search.h"
 
 namespace amct {
 namespace {
@@ -77,24 +77,17 @@ std::vector<IfmrCandidate> ifmr_candidates(const ValueCounts& values, const Ifmr
 
 SearchResult ifmr(const ValueCounts& values, const IfmrOptions& options) {
   const std::vector<IfmrCandidate> candidates = ifmr_candidates(values, options);
-  const RoundingLoss loss_of(values);
-  const double noise = std::pow(static_cast<double>(kEpsilon) * values.max_abs(), 2);
-  const IfmrCandidate* best = nullptr;
-  double best_loss = std::numeric_limits<double>::infinity();
-  for (const IfmrCandidate& candidate : candidates) {
-    double loss = loss_of(candidate.scale, candidate.low, candidate.high);
-    if (loss <= noise) loss = 0;
-    if (loss < best_loss) {
-      best = &candidate;
-      best_loss = loss;
-    }
-  }
-  QuantParams params{best->scale, 0};
+  std::vector<kernels::Rounding> roundings;
+  roundings.reserve(candidates.size());
+  for (const IfmrCandidate& c : candidates) roundings.push_back({c.scale, c.low, c.high});
+  const BestCandidate winner = first_smallest_loss(values, roundings);
+  const IfmrCandidate& best = candidates[winner.index];
+  QuantParams params{best.scale, 0};
   if (options.with_offset) {
     params.offset =
-        static_cast<std::int32_t>(-std::nearbyint(best->low / best->scale)) + options.grid.qmin;
+        static_cast<std::int32_t>(-std::nearbyint(best.low / best.scale)) + options.grid.qmin;
   }
-  return {.params = params, .clip_min = best->low, .clip_max = best->high, .loss = best_loss};
+  return {.params = params, .clip_min = best.low, .clip_max = best.high, .loss = winner.loss};
 }
 
 Algorithm ifmr_algorithm() {

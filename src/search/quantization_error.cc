@@ -23,7 +23,7 @@ QuantizationError quantization_error(const ValueCounts& values, const Grid& grid
   QuantizationError result;
   for (std::size_t i = 0; i < values.values().size(); ++i) {
     const double x = values.values()[i];
-    const auto count = static_cast<double>(values.counts()[i]);
+    const auto count = static_cast<double>(values.count(i));
     const double code = std::nearbyint(x / static_cast<double>(params.scale)) + params.offset;
     const double error = Grid::dequantize(grid.quantize(x, params), params) - x;
     result.squared_error += count * error * error;

@@ -15,6 +15,8 @@
 #include <shared_mutex>
 #include <utility>
 
+#include <tbb/parallel_for.h>
+
 namespace amct {
 namespace {
 
@@ -41,10 +43,18 @@ struct Layer {
   double observe_seconds = 0;
 };
 
+/// What one group contributes to the result of its layer.
+struct GroupResult {
+  QuantParams params;
+  QuantizationError error;
+  float min = 0;
+  float max = 0;
+};
+
 /// Searches every group of a layer that has seen all its batches.
-LayerResult solve(const Layer& layer) {
+LayerResult solve(Layer& layer) {
   const Stopwatch watch;
-  const Observer& observer = *layer.observer;
+  Observer& observer = *layer.observer;
   const Algorithm& algorithm = *find_algorithm(layer.config.algorithm);
   LayerResult result;
   result.name = layer.config.name;
@@ -55,14 +65,27 @@ LayerResult solve(const Layer& layer) {
   result.rows = observer.rows();
   result.channels = observer.channels();
   result.non_finite = observer.non_finite_count();
-  QuantizationError error;
-  for (std::size_t group = 0; group < observer.groups(); ++group) {
-    const ValueCounts values = observer.value_counts(group);
+  std::vector<GroupResult> groups(observer.groups());
+  const auto solve_group = [&](std::size_t group) {
+    const ValueCounts values = std::move(observer).take_value_counts(group);
     const SearchResult found = algorithm.search(values, layer.with_offset, layer.config.options);
-    result.params.push_back(found.params);
-    error += quantization_error(values, kInt8, found.params);
-    result.min = group == 0 ? values.min() : std::min(result.min, values.min());
-    result.max = group == 0 ? values.max() : std::max(result.max, values.max());
+    groups[group] = {found.params, quantization_error(values, kInt8, found.params), values.min(),
+                     values.max()};
+  };
+  if (groups.size() == 1) {
+    solve_group(0);
+  } else {
+    tbb::parallel_for(std::size_t{0}, groups.size(), solve_group);
+  }
+  // Sums go in channel order, whatever order the threads took.
+  QuantizationError error;
+  result.min = groups.front().min;
+  result.max = groups.front().max;
+  for (const GroupResult& group : groups) {
+    result.params.push_back(group.params);
+    error += group.error;
+    result.min = std::min(result.min, group.min);
+    result.max = std::max(result.max, group.max);
   }
   result.sqnr_db = error.sqnr_db();
   result.clipped_fraction = error.clipped_fraction();

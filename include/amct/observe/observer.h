@@ -44,8 +44,14 @@ class Observer {
   /// Number of groups that get factors of their own: 1, or channels(); 0 before the first batch.
   std::size_t groups() const;
 
-  /// The values of group `group` < groups() over all batches.
+  /// The values of group `group` < groups() over all batches. Threads may ask for groups at once.
   ValueCounts value_counts(std::size_t group) const;
+  /// The same, for an observer that is not used any more: a group that is all of it is moved out.
+  ValueCounts take_value_counts(std::size_t group) &&;
+
+  /// Says how many batches like the first one will come, so that float32 values get their memory in
+  /// one piece. Only a hint.
+  void expect_batches(std::int64_t count);
 
  private:
   struct State;

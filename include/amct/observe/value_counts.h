@@ -8,44 +8,64 @@
 
 namespace amct {
 
-/// The multiset of values of one group, as ascending distinct values and their counts. Zero has one
-/// entry whatever its sign. Equal multisets give equal objects, in whatever order, in however many
-/// batches and by however many threads they were observed.
+/// The multiset of values of one group. Equal multisets are equal objects, in whatever order, in however
+/// many batches and by however many threads they were observed. Zero has one entry whatever its sign
+/// where values are sorted.
+///
+/// Held in one of two forms: *sorted*, ascending distinct values with their counts, which is what counting
+/// 16-bit types gives; or *samples*, values as they came, each counting once, since sorting millions of
+/// float32 values would take longer than any search of them.
 class ValueCounts {
  public:
   ValueCounts() = default;
 
-  /// Takes values and counts of equal length. Values must be finite and strictly ascending (-0 is
-  /// taken as 0), counts positive. Throws ValueError otherwise, and where the counts' sum does not
+  /// Sorted form, of values and counts of equal length. Values must be finite and strictly ascending (-0
+  /// is taken as 0), counts positive. Throws ValueError otherwise, and where the counts' sum does not
   /// fit 63 bits.
   ValueCounts(std::vector<float> values, std::vector<std::uint64_t> counts);
 
-  /// Counts `samples`, which may hold duplicates in any order but must be finite. Sorts in place.
+  /// Counts `samples`, which may hold duplicates in any order but must be finite: sorted form where they
+  /// are few, else samples.
   static ValueCounts of(std::vector<float> samples);
 
-  /// The union of two multisets. Throws ValueError where the total does not fit 63 bits.
-  static ValueCounts merged(const ValueCounts& a, const ValueCounts& b);
+  /// The union of two multisets, sorted. Throws ValueError where the total does not fit 63 bits.
+  static ValueCounts merged(ValueCounts first, ValueCounts second);
 
-  std::span<const float> values() const { return values_; }          ///< ascending, distinct
-  std::span<const std::uint64_t> counts() const { return counts_; }  ///< one a value, positive
-  std::uint64_t total() const { return total_; }                     ///< sum of the counts
+  /// The values: ascending and distinct where is_sorted(), else as they came.
+  std::span<const float> values() const { return values_; }
+  /// One count a value, positive; empty where not is_sorted(): each value counts once.
+  std::span<const std::uint64_t> counts() const { return counts_; }
+  /// The count of value `i`.
+  std::uint64_t count(std::size_t i) const { return counts_.empty() ? 1 : counts_[i]; }
+
+  bool is_sorted() const { return counts_.size() == values_.size(); }
+  /// The same multiset in sorted form.
+  ValueCounts sorted() const&;
+  ValueCounts sorted() &&;
+
+  std::uint64_t total() const { return total_; }  ///< sum of the counts
   bool empty() const { return values_.empty(); }
 
-  float min() const { return values_.front(); }  ///< smallest value; undefined where empty()
-  float max() const { return values_.back(); }   ///< largest value; undefined where empty()
-  float max_abs() const;                         ///< largest magnitude, 0 where empty()
+  float min() const { return min_; }  ///< smallest value; 0 where empty()
+  float max() const { return max_; }  ///< largest value; 0 where empty()
+  float max_abs() const;              ///< largest magnitude, 0 where empty()
 
   /// The k-th smallest of the total() values, 1-based. Throws ValueError unless 1 <= k <= total().
   float kth_smallest(std::uint64_t k) const;
   /// The k-th largest of the total() values, 1-based. Throws ValueError unless 1 <= k <= total().
   float kth_largest(std::uint64_t k) const;
 
-  friend bool operator==(const ValueCounts&, const ValueCounts&) = default;
+  friend bool operator==(const ValueCounts& a, const ValueCounts& b);
 
  private:
+  static ValueCounts sorted_from(std::vector<float> samples);
+  void set_range();  // of sorted values
+
   std::vector<float> values_;
   std::vector<std::uint64_t> counts_;
   std::uint64_t total_ = 0;
+  float min_ = 0;
+  float max_ = 0;
 };
 
 }  // namespace amct

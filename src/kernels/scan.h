@@ -1,0 +1,33 @@
+// One pass over a run of values: smallest, largest, and whether all are finite.
+#pragma once
+
+#include "amct/core/dtype.h"
+
+#include <cstddef>
+#include <cstdint>
+
+namespace amct::kernels {
+
+/// What a pass found. Only finite values count for min and max; without any, min > max.
+struct ScanResult {
+  float min;
+  float max;
+  std::int64_t non_finite;  ///< number of NaN and infinite values
+
+  friend bool operator==(const ScanResult&, const ScanResult&) = default;
+};
+
+/// The result for no values at all.
+ScanResult empty_scan();
+/// The result for the union of two runs.
+ScanResult merged(const ScanResult& a, const ScanResult& b);
+
+/// Scans `count` values. No alignment is needed.
+ScanResult scan_float32(const float* values, std::size_t count);
+ScanResult scan_half(DType dtype, const std::uint16_t* patterns, std::size_t count);
+
+/// The same in plain C++, for runs with non-finite values and for the tests.
+ScanResult scan_float32_scalar(const float* values, std::size_t count);
+ScanResult scan_half_scalar(DType dtype, const std::uint16_t* patterns, std::size_t count);
+
+}  // namespace amct::kernels

@@ -43,7 +43,8 @@ PACKAGE_SOURCES := CMakeLists.txt VERSION pyproject.toml README.md \
 CPP_FOLDERS := $(wildcard src include tests/cpp examples/cpp python/bindings)
 CPP_HEADERS := $(shell find $(CPP_FOLDERS) -name '*.h')
 CPP_SOURCES := $(shell find $(CPP_FOLDERS) -name '*.cc')
-TIDY_STAMPS := $(CPP_SOURCES:%=build/tidy/%.ok)
+# The consumer is a project of its own, which its test builds.
+TIDY_STAMPS := $(patsubst %,build/tidy/%.ok,$(filter-out tests/cpp/consumer/%,$(CPP_SOURCES)))
 PYTHON_FOLDERS := $(wildcard python tests/python examples scripts bench)
 
 ##@ Use
@@ -144,9 +145,11 @@ tidy-files: $(TIDY_STAMPS)
 
 # GoogleTest: fixtures have protected members, and a test case is as long as its story. A test's data is small, and
 # made wrong it ends the test program, as it should.
-TIDY_TESTS := bugprone-implicit-widening-of-multiplication-result bugprone-throwing-static-initialization \
-  bugprone-unchecked-optional-access misc-non-private-member-variables-in-classes modernize-avoid-c-arrays \
-  performance-inefficient-vector-operation readability-convert-member-functions-to-static \
+TIDY_TESTS := bugprone-empty-catch bugprone-implicit-widening-of-multiplication-result \
+  bugprone-throwing-static-initialization bugprone-unchecked-optional-access misc-const-correctness \
+  misc-non-private-member-variables-in-classes modernize-avoid-c-arrays modernize-raw-string-literal \
+  modernize-use-auto modernize-use-ranges modernize-use-string-view performance-faster-string-find \
+  readability-container-data-pointer readability-convert-member-functions-to-static \
   readability-function-cognitive-complexity
 # nanobind: NB_MODULE makes static functions, and its handles are changed through const.
 TIDY_BINDINGS := misc-const-correctness misc-use-anonymous-namespace

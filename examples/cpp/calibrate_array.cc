@@ -32,7 +32,7 @@ int main(int argc, char** argv) {
     std::mt19937 generator(0);
     std::normal_distribution<float> normal;
     const std::vector<std::int64_t> shape{2, 64, 16};  // batch, tokens, channels
-    std::vector<float> batch(2 * 64 * 16);
+    std::vector<float> batch(std::size_t{2} * 64 * 16);
     for (int i = 0; i < config.batch_num; ++i) {
       for (const std::string& name : names) {
         for (float& value : batch) value = normal(generator);

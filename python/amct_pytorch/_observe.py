@@ -65,7 +65,10 @@ def outside_graphs(function: F) -> F:
     Where dynamo is not loaded there is nothing to keep off yet, and loading it for this takes longer than
     loading torch. A model compiled later traces up to the call into C++ and breaks its graph there.
     """
-    return torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function
+    if "torch._dynamo" not in sys.modules:
+        return function
+    disabled: F = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+    return disabled
 
 
 def write_record(session: Session) -> None:

@@ -69,12 +69,16 @@ void bind_observe(nb::module_& module) {
             const nb::gil_scoped_release release;
             self.observe(view);
           },
-          "batch"_a, "Add a batch: a float32, float16 or bfloat16 array in CPU memory.")
+          "batch"_a, nb::sig("def observe(self, batch: typing.Any) -> None"),
+          "Add a batch: a float32, float16 or bfloat16 array in CPU memory.")
       .def("merge", &amct::Observer::merge, "other"_a, "Add everything another observer has seen.")
       .def_prop_ro("batches", &amct::Observer::batches)
       .def_prop_ro("rows", &amct::Observer::rows)
       .def_prop_ro("channels", &amct::Observer::channels)
       .def("solve", &solve, "algorithm"_a, "with_offset"_a = true, "options"_a = nb::dict(),
+           nb::sig("def solve(self, algorithm: str, with_offset: bool = True, options: dict[str, "
+                   "typing.Any] = {}) "
+                   "-> list[tuple[float, int]]"),
            "Search: a list of (scale, offset), one a group.");
 }
 

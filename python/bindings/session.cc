@@ -83,9 +83,12 @@ void bind_session(nb::module_& module) {
   bind_layer_result(module);
   nb::class_<amct::Session>(module, "Session", "A calibration run. Thread-safe.")
       .def(nb::init<amct::CalibrationConfig, std::string>(), "config"_a, "record_file"_a)
-      .def_static("for_operator", &operator_session, "params"_a, "record_file"_a,
-                  "A session that calibrates whatever layer comes in one way.")
+      .def_static(
+          "for_operator", &operator_session, "params"_a, "record_file"_a,
+          nb::sig("def for_operator(params: dict[str, typing.Any], record_file: str) -> Session"),
+          "A session that calibrates whatever layer comes in one way.")
       .def("observe", &observe, "name"_a, "batch"_a,
+           nb::sig("def observe(self, name: str, batch: typing.Any) -> tuple[bool, list[str]]"),
            "Add a batch. Returns (finished, names of layers overwritten in the record).")
       .def("finished", &amct::Session::finished, "name"_a, "Whether the layer has its factors.")
       .def("write_record", &amct::Session::write_record, nb::call_guard<nb::gil_scoped_release>(),

@@ -54,14 +54,14 @@ class Source {
  public:
   Source(const ProtoCalibration& calibration, const AlgorithmCatalog& catalog) {
     const pb::OneofDescriptor* oneof =
-        calibration.GetDescriptor()->FindOneofByName("acts_quant_algo");
+        ProtoCalibration::descriptor()->FindOneofByName("acts_quant_algo");
     const pb::FieldDescriptor* field =
-        calibration.GetReflection()->GetOneofFieldDescriptor(calibration, oneof);
+        ProtoCalibration::GetReflection()->GetOneofFieldDescriptor(calibration, oneof);
     if (field == nullptr) return;
     const std::string& name = field->name();
     spec_ = find_spec(catalog, name.substr(0, name.size() - kFieldSuffix.size()));
     if (spec_ == nullptr) throw Error("field " + field->full_name() + " has no algorithm");
-    message_ = &calibration.GetReflection()->GetMessage(calibration, field);
+    message_ = &ProtoCalibration::GetReflection()->GetMessage(calibration, field);
   }
 
   /// nullptr where no algorithm is chosen.

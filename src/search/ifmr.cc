@@ -23,11 +23,12 @@ std::uint64_t order_statistic(std::uint64_t n, double percentile) {
 /// start, start + step, ... below end; float64 arithmetic, each rounded once to float32. One beyond
 /// float32 saturates: infinity times a clip range of zero would be NaN.
 std::vector<float> ratios(const IfmrOptions& options) {
-  const double count = std::ceil((options.search_end - options.search_start) / options.search_step);
+  const auto count = static_cast<std::size_t>(
+      std::ceil((options.search_end - options.search_start) / options.search_step));
   std::vector<float> result;
-  result.reserve(static_cast<std::size_t>(count));
-  for (double i = 0; i < count; i += 1) {
-    const double ratio = options.search_start + i * options.search_step;
+  result.reserve(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    const double ratio = options.search_start + static_cast<double>(i) * options.search_step;
     result.push_back(static_cast<float>(std::min(ratio, kMaxRatio)));
   }
   return result;

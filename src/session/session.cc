@@ -31,10 +31,12 @@ class Stopwatch {
 };
 
 struct Layer {
-  Layer(LayerConfig layer_config, bool offset)
+  Layer(LayerConfig layer_config, bool offset, std::int64_t batch_num)
       : config(std::move(layer_config)),
         with_offset(offset),
-        observer(Observer(config.granularity, config.nonfinite)) {}
+        observer(Observer(config.granularity, config.nonfinite)) {
+    observer->expect_batches(batch_num);
+  }
 
   LayerConfig config;
   bool with_offset;
@@ -52,9 +54,8 @@ struct GroupResult {
 };
 
 /// Searches every group of a layer that has seen all its batches.
-LayerResult solve(Layer& layer) {
+LayerResult solve(const Layer& layer, Observer& observer) {
   const Stopwatch watch;
-  Observer& observer = *layer.observer;
   const Algorithm& algorithm = *find_algorithm(layer.config.algorithm);
   LayerResult result;
   result.name = layer.config.name;
@@ -124,7 +125,7 @@ struct Session::Impl {
       LayerConfig config = *any_layer;
       config.name = name;
       const bool with_offset = config.asymmetric.value_or(true);
-      slot = std::make_unique<Layer>(std::move(config), with_offset);
+      slot = std::make_unique<Layer>(std::move(config), with_offset, batch_num);
     }
     return *slot;
   }
@@ -151,7 +152,7 @@ Session::Session(CalibrationConfig config, std::string record_file) : impl_(new 
       throw ValueError("layer '" + layer.name + "': no algorithm '" + layer.algorithm + "'");
     }
     impl_->order.push_back(layer.name);
-    auto made = std::make_unique<Layer>(std::move(layer), with_offset);
+    auto made = std::make_unique<Layer>(std::move(layer), with_offset, impl_->batch_num);
     if (!impl_->layers.emplace(impl_->order.back(), std::move(made)).second) {
       throw ValueError("layer '" + impl_->order.back() + "' is configured twice");
     }
@@ -184,7 +185,7 @@ Observation Session::observe(const std::string& name, const TensorView& batch) {
     layer.observe_seconds += watch.seconds();
     if (layer.observer->batches() < impl_->batch_num)
       return {.kind = Observation::Kind::kAdded, .overwritten = {}};
-    result = solve(layer);
+    result = solve(layer, *layer.observer);
   } catch (const NonFiniteError& error) {
     throw NonFiniteError(where + error.what(), error.count(), error.first_index());
   } catch (const StateError& error) {

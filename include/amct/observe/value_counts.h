@@ -8,24 +8,24 @@
 
 namespace amct {
 
-/// The multiset of values of one group. Equal multisets are equal objects, in whatever order, in however
-/// many batches and by however many threads they were observed. Zero has one entry whatever its sign
-/// where values are sorted.
+/// The multiset of values of one group. Equal multisets are equal objects, in whatever order, in
+/// however many batches and by however many threads they were observed. Zero has one entry whatever
+/// its sign where values are sorted.
 ///
-/// Held in one of two forms: *sorted*, ascending distinct values with their counts, which is what counting
-/// 16-bit types gives; or *samples*, values as they came, each counting once, since sorting millions of
-/// float32 values would take longer than any search of them.
+/// Held in one of two forms: *sorted*, ascending distinct values with their counts, which is what
+/// counting 16-bit types gives; or *samples*, values as they came, each counting once, since
+/// sorting millions of float32 values would take longer than any search of them.
 class ValueCounts {
  public:
   ValueCounts() = default;
 
-  /// Sorted form, of values and counts of equal length. Values must be finite and strictly ascending (-0
-  /// is taken as 0), counts positive. Throws ValueError otherwise, and where the counts' sum does not
-  /// fit 63 bits.
+  /// Sorted form, of values and counts of equal length. Values must be finite and strictly
+  /// ascending (-0 is taken as 0), counts positive. Throws ValueError otherwise, and where the
+  /// counts' sum does not fit 63 bits.
   ValueCounts(std::vector<float> values, std::vector<std::uint64_t> counts);
 
-  /// Counts `samples`, which may hold duplicates in any order but must be finite: sorted form where they
-  /// are few, else samples.
+  /// Counts `samples`, which may hold duplicates in any order but must be finite: sorted form where
+  /// they are few, else samples.
   static ValueCounts of(std::vector<float> samples);
 
   /// The union of two multisets, sorted. Throws ValueError where the total does not fit 63 bits.

@@ -1,0 +1,162 @@
+// Every kernel against its scalar twin, bit for bit, on every instruction set of this machine.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "kernels/bins.h"
+#include "kernels/count.h"
+#include "kernels/every_target.h"
+#include "kernels/rounding_error.h"
+#include "kernels/scan.h"
+#include "support/data.h"
+
+namespace amct::kernels {
+namespace {
+
+using support::Distribution;
+using support::on_every_target;
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+
+// Sizes around the vector sizes and the blocks of the kernels.
+constexpr std::size_t kSizes[] = {1,  3,  7,  8,    15,   16,   17,   31,
+                                  63, 64, 65, 1000, 4095, 4096, 4097, 9001};
+
+std::vector<std::uint16_t> halves(DType dtype, const std::vector<float>& values) {
+  std::vector<std::uint16_t> patterns;
+  for (const float value : values) {
+    patterns.push_back(dtype == DType::kFloat16 ? support::to_float16(value)
+                                                : support::to_bfloat16(value));
+  }
+  return patterns;
+}
+
+class KernelTest : public testing::TestWithParam<Distribution> {
+ protected:
+  static std::vector<float> values(std::size_t size) {
+    return support::sample(GetParam(), size, 7);
+  }
+};
+
+TEST_P(KernelTest, ScanOfFloats) {
+  on_every_target([] {
+    for (const std::size_t size : kSizes) {
+      std::vector<float> x = values(size);
+      EXPECT_EQ(scan_float32(x.data(), x.size()), scan_float32_scalar(x.data(), x.size()));
+      for (const float bad : {kInfinity, -kInfinity, kNaN}) {
+        x[x.size() / 2] = bad;
+        const ScanResult found = scan_float32(x.data(), x.size());
+        EXPECT_EQ(found, scan_float32_scalar(x.data(), x.size()));
+        EXPECT_EQ(found.non_finite, 1);
+      }
+    }
+  });
+}
+
+TEST_P(KernelTest, ScanOfHalves) {
+  on_every_target([] {
+    for (const DType dtype : {DType::kFloat16, DType::kBFloat16}) {
+      for (const std::size_t size : kSizes) {
+        std::vector<std::uint16_t> x = halves(dtype, values(size));
+        EXPECT_EQ(scan_half(dtype, x.data(), x.size()),
+                  scan_half_scalar(dtype, x.data(), x.size()));
+        for (const int bad : {0, 0x8000, 1}) {  // +inf, -inf, NaN
+          x.back() = static_cast<std::uint16_t>(exponent_mask(dtype) | bad);
+          const ScanResult found = scan_half(dtype, x.data(), x.size());
+          EXPECT_EQ(found, scan_half_scalar(dtype, x.data(), x.size()));
+          EXPECT_EQ(found.non_finite, 1);
+        }
+      }
+    }
+  });
+}
+
+TEST_P(KernelTest, CountOfPatterns) {
+  for (const std::size_t size : kSizes) {
+    const std::vector<std::uint16_t> x = halves(DType::kBFloat16, values(size));
+    std::vector<std::uint32_t> tables(2 * kPatterns);
+    std::vector<std::uint32_t> expected(kPatterns);
+    count_patterns(x.data(), x.size(), tables.data(), tables.data() + kPatterns);
+    count_patterns_scalar(x.data(), x.size(), expected.data());
+    for (std::size_t i = 0; i < kPatterns; ++i)
+      ASSERT_EQ(tables[i] + tables[kPatterns + i], expected[i]) << i;
+  }
+}
+
+TEST_P(KernelTest, RoundingError) {
+  on_every_target([] {
+    for (const std::size_t size : kSizes) {
+      const std::vector<float> x = values(size);
+      std::vector<double> weights(x.size());
+      std::vector<float> float_weights(x.size());
+      for (std::size_t i = 0; i < x.size(); ++i)
+        float_weights[i] = static_cast<float>(weights[i] = 1.0 + i % 5);
+      for (const Rounding& r :
+           {Rounding{0.03F, -3, 3}, Rounding{0.5F, -0.25F, 60}, Rounding{1, 0, 0}}) {
+        EXPECT_EQ(rounding_error(x.data(), nullptr, x.size(), r),
+                  rounding_error_scalar(x.data(), nullptr, x.size(), r));
+        EXPECT_EQ(rounding_error(x.data(), weights.data(), x.size(), r),
+                  rounding_error_scalar(x.data(), weights.data(), x.size(), r));
+        const double quick = quick_rounding_error(x.data(), float_weights.data(), x.size(), r);
+        const double scalar =
+            quick_rounding_error_scalar(x.data(), float_weights.data(), x.size(), r);
+        EXPECT_TRUE(quick == scalar || (std::isnan(quick) && std::isnan(scalar)))
+            << quick << " " << scalar;
+      }
+    }
+  });
+}
+
+TEST_P(KernelTest, QuickErrorsAreWithinTheirBound) {
+  const std::vector<float> x = values(9001);
+  const auto [low, high] = std::ranges::minmax(x);
+  const float largest = std::max(std::fabs(low), std::fabs(high));
+  for (const float share : {0.1F, 0.7F, 1.0F}) {
+    const float limit = share * largest;
+    const float scale = limit / 127 < 1e-7F ? 1.0F : limit / 127;
+    const Rounding r{scale, -limit, limit};
+    const double quick = quick_rounding_error(x.data(), nullptr, x.size(), r);
+    if (!std::isfinite(quick)) continue;  // squares beyond float32 say nothing, and callers know
+    const double exact = rounding_error(x.data(), nullptr, x.size(), r);
+    EXPECT_LE(std::fabs(quick - exact), quick_error_bound(quick, static_cast<double>(x.size()), r))
+        << share;
+  }
+}
+
+TEST_P(KernelTest, BinIndices) {
+  on_every_target([] {
+    for (const std::size_t size : kSizes) {
+      const std::vector<float> x = values(size);
+      const auto [low, high] = std::ranges::minmax(x);
+      const double range = static_cast<double>(high) - low;
+      if (range == 0) continue;
+      std::vector<std::uint32_t> found(x.size());
+      std::vector<std::uint32_t> expected(x.size());
+      bin_indices(x.data(), x.size(), low, range, 4096, found.data());
+      bin_indices_scalar(x.data(), x.size(), low, range, 4096, expected.data());
+      EXPECT_EQ(found, expected);
+      EXPECT_EQ(*std::ranges::max_element(found), 4095U);
+      quick_bin_indices(x.data(), x.size(), low, 4096 / range, 4096, found.data());
+      quick_bin_indices_scalar(x.data(), x.size(), low, 4096 / range, 4096, expected.data());
+      EXPECT_EQ(found, expected);
+    }
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(AllData, KernelTest, testing::ValuesIn(support::kAllDistributions),
+                         [](const auto& info) { return support::name_of(info.param); });
+
+TEST(ScanTest, NothingIsAnEmptyRange) {
+  const ScanResult nothing = scan_float32(nullptr, 0);
+  EXPECT_EQ(nothing, empty_scan());
+  EXPECT_GT(nothing.min, nothing.max);
+  const float x[] = {2, -1};
+  EXPECT_EQ(merged(nothing, scan_float32(x, 2)), (ScanResult{-1, 2, 0}));
+}
+
+}  // namespace
+}  // namespace amct::kernels

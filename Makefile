@@ -148,15 +148,19 @@ tidy-files: $(TIDY_STAMPS)
 TIDY_TESTS := bugprone-empty-catch bugprone-implicit-widening-of-multiplication-result \
   bugprone-throwing-static-initialization bugprone-unchecked-optional-access misc-const-correctness \
   misc-non-private-member-variables-in-classes modernize-avoid-c-arrays modernize-raw-string-literal \
-  modernize-use-auto modernize-use-ranges modernize-use-string-view performance-faster-string-find \
+  modernize-use-auto modernize-use-ranges modernize-use-string-view performance-faster-string-find performance-prefer-single-char-overloads \
   readability-container-data-pointer readability-convert-member-functions-to-static \
   readability-function-cognitive-complexity
+# Highway: functions of each instruction set are looked up by name, and vectors go into plain arrays.
+TIDY_KERNELS := misc-const-correctness misc-use-internal-linkage modernize-avoid-c-arrays \
+  modernize-concat-nested-namespaces
 # nanobind: NB_MODULE makes static functions, and its handles are changed through const.
 TIDY_BINDINGS := misc-const-correctness misc-use-anonymous-namespace
 
 comma := ,
 without = --checks=$(subst $() $(),$(comma),$(addprefix -,$(1)))
 build/tidy/tests/%.ok: TIDY_MORE = $(call without,$(TIDY_TESTS))
+build/tidy/src/kernels/%.ok: TIDY_MORE = $(call without,$(TIDY_KERNELS))
 build/tidy/python/%.ok: TIDY_MORE = $(call without,$(TIDY_BINDINGS))
 build/tidy/python/%.ok: TIDY_BUILD = $(PYTHON_BUILD)
 build/tidy/%.ok: TIDY_MORE =

@@ -43,9 +43,10 @@ OptionValue number(const pb::Message& message, const pb::FieldDescriptor& field)
 }
 
 /// The field of `message` that is called `name`; the schema and the algorithms' specs must agree.
-const pb::FieldDescriptor& field_of(const pb::Message& message, const std::string& name) {
-  const pb::FieldDescriptor* field = message.GetDescriptor()->FindFieldByName(name);
-  if (field == nullptr) throw Error(message.GetDescriptor()->full_name() + " has no field " + name);
+const pb::FieldDescriptor& field_of(const pb::Message& message, std::string_view name) {
+  const std::string text(name);
+  const pb::FieldDescriptor* field = message.GetDescriptor()->FindFieldByName(text);
+  if (field == nullptr) throw Error(message.GetDescriptor()->full_name() + " has no field " + text);
   return *field;
 }
 

@@ -17,6 +17,8 @@ namespace {
 constexpr std::int64_t kParallelElements = std::int64_t{1} << 18;
 // Below this many elements clearing and adding whole tables costs more than it saves.
 constexpr std::int64_t kTableElements = std::int64_t{1} << 14;
+// Values of a row that contiguous memory is cut into.
+constexpr std::int64_t kRowElements = 4096;
 // Channels counted together: a row of them fills a cache line, and their pages stay in the cache.
 constexpr std::int64_t kChannelTile = 32;
 constexpr std::int64_t kRowTile = 1024;
@@ -41,7 +43,8 @@ HalfCounts::HalfCounts(DType dtype, std::size_t groups)
     : dtype_(dtype),
       groups_(groups),
       pages_(groups * kPages),
-      wraps_mutex_(std::make_unique<std::mutex>()) {}
+      wraps_mutex_(std::make_unique<std::mutex>()),
+      fold_mutex_(std::make_unique<std::mutex>()) {}
 
 void HalfCounts::add(const TensorView& view) {
   for (const Block& block : blocks_of(view)) {
@@ -61,54 +64,58 @@ void HalfCounts::add_to_one_group(const Block& block) {
         block, [this](std::int64_t, std::int64_t, std::uint16_t pattern) { add(0, pattern); });
     return;
   }
-  // A contiguous block is cut into chunks of rows of its own choice.
+  // Contiguous memory is cut into rows that suit the threads, and a shorter rest.
   Block rows = block;
   if (block.is_contiguous()) {
-    rows.channels = std::min<std::int64_t>(size, 4096);
+    rows.channels = std::min(size, kRowElements);
     rows.row_stride = rows.channels;
     rows.rows = size / rows.channels;
   }
-  std::mutex fold_mutex;
-  const auto count_rows = [&](std::int64_t first, std::int64_t last, std::int64_t rest) {
-    std::vector<std::uint32_t>& tables = scratch_tables();
-    std::uint32_t* second = tables.data() + kernels::kPatterns;
-    const std::uint16_t* start = patterns_of(rows.data);
-    for (std::int64_t row = first; row < last; ++row) {
-      kernels::count_patterns(start + row * rows.row_stride,
-                              static_cast<std::size_t>(rows.channels), tables.data(), second);
-    }
-    if (rest > 0)
-      kernels::count_patterns(start + last * rows.row_stride, static_cast<std::size_t>(rest),
-                              tables.data(), second);
-    const std::lock_guard lock(fold_mutex);
-    for (std::size_t index = 0; index < kPages; ++index) {
-      std::uint32_t* a = tables.data() + index * kPageSize;
-      std::uint32_t* b = second + index * kPageSize;
-      std::uint32_t any = 0;
-      for (std::size_t i = 0; i < kPageSize; ++i) any |= a[i] | b[i];
-      if (any == 0) continue;
-      Page& target = page(0, index);
-      for (std::size_t i = 0; i < kPageSize; ++i) {
-        const std::uint64_t sum = std::uint64_t{target[i]} + a[i] + b[i];
-        target[i] = static_cast<Counter>(sum);
-        if (sum >> kCounterBits != 0) [[unlikely]]
-          add_wraps(0, index * kPageSize + i, sum >> kCounterBits);
-      }
-      std::fill_n(a, kPageSize, 0U);
-      std::fill_n(b, kPageSize, 0U);
-    }
-  };
-  const std::int64_t rest = size - rows.rows * rows.channels;
+  Block rest = rows;
+  rest.data += 2 * rows.rows * rows.row_stride;
+  rest.rows = 1;
+  rest.channels = size - rows.rows * rows.channels;
+  if (rest.channels > 0) count_rows(rest, 0, 1);
   if (size < kParallelElements) {
-    count_rows(0, rows.rows, rest);
+    count_rows(rows, 0, rows.rows);
     return;
   }
-  // Large chunks, since each ends with a fold; small enough for their tables not to wrap.
+  // Large chunks, since each ends with a fold.
   const std::int64_t chunk = std::max<std::int64_t>(1, kParallelElements / 2 / rows.channels);
   tbb::parallel_for(tbb::blocked_range<std::int64_t>(0, rows.rows, static_cast<std::size_t>(chunk)),
                     [&](const tbb::blocked_range<std::int64_t>& range) {
-                      count_rows(range.begin(), range.end(), range.end() == rows.rows ? rest : 0);
+                      count_rows(rows, range.begin(), range.end());
                     });
+}
+
+void HalfCounts::count_rows(const Block& rows, std::int64_t first, std::int64_t last) {
+  std::vector<std::uint32_t>& tables = scratch_tables();
+  // A table's counters hold 2^32 values, of which a row may bring 2^31.
+  const std::int64_t step = std::max<std::int64_t>(1, (std::int64_t{1} << 31) / rows.channels);
+  for (std::int64_t begin = first; begin < last; begin += step) {
+    for (std::int64_t row = begin; row < std::min(last, begin + step); ++row) {
+      kernels::count_patterns(patterns_of(rows.data) + row * rows.row_stride,
+                              static_cast<std::size_t>(rows.channels), tables.data(),
+                              tables.data() + kernels::kPatterns);
+    }
+    fold(tables);
+  }
+}
+
+void HalfCounts::fold(std::vector<std::uint32_t>& tables) {
+  const std::lock_guard lock(*fold_mutex_);
+  for (std::size_t index = 0; index < kPages; ++index) {
+    std::uint32_t* a = tables.data() + index * kPageSize;
+    std::uint32_t* b = a + kernels::kPatterns;
+    std::uint32_t any = 0;
+    for (std::size_t i = 0; i < kPageSize; ++i) any |= a[i] | b[i];
+    if (any == 0) continue;
+    for (std::size_t i = 0; i < kPageSize; ++i) {
+      increase(0, index * kPageSize + i, std::uint64_t{a[i]} + b[i]);
+    }
+    std::fill_n(a, kPageSize, 0U);
+    std::fill_n(b, kPageSize, 0U);
+  }
 }
 
 void HalfCounts::add_by_channel(const Block& block) {
@@ -177,54 +184,46 @@ std::uint64_t HalfCounts::wraps_of(std::size_t group, std::size_t pattern) const
 }
 
 ValueCounts HalfCounts::value_counts(std::size_t group) const {
-  std::size_t pages = 0;
-  for (std::size_t page = 0; page < kPages; ++page)
-    pages += pages_[group * kPages + page] != nullptr ? 1 : 0;
-  std::vector<float> values;
-  std::vector<std::uint64_t> counts;
-  values.reserve(pages * kPageSize);
-  counts.reserve(pages * kPageSize);
-  const bool wrapped = !wraps_.empty();
-  const auto append = [&](const Page& page, std::size_t index, std::size_t low) {
-    const std::size_t pattern = index * kPageSize + low;
-    std::uint64_t count = page[low];
-    if (wrapped) count += wraps_of(group, pattern) << kCounterBits;
-    const auto bits = static_cast<std::uint16_t>(pattern);
-    if (count == 0 || !is_finite(bits, dtype_)) return;
-    const float value = half_to_float(dtype_, bits);
-    if (value == 0.0F && !values.empty() && values.back() == 0.0F) {  // -0, then +0
-      counts.back() += count;
-      return;
-    }
-    values.push_back(value == 0.0F ? 0.0F : value);
-    counts.push_back(count);
-  };
-  // Ascending values: negative patterns from the largest magnitude down, then positive ones up.
-  // Most counters are zero, so four are looked at together.
-  constexpr std::size_t kQuad = 4;
-  const auto any = [](const Page& page, std::size_t low) {
-    std::uint64_t quad;
-    static_assert(sizeof quad == kQuad * sizeof(Counter));
-    std::memcpy(&quad, page.data() + low, sizeof quad);
-    return quad != 0;
-  };
-  for (std::size_t page = kPages; page-- > kPages / 2;) {
-    const Page* counters = pages_[group * kPages + page].get();
-    if (counters == nullptr) continue;
-    for (std::size_t end = kPageSize; end > 0; end -= kQuad) {
-      if (!wrapped && !any(*counters, end - kQuad)) continue;
-      for (std::size_t low = end; low-- > end - kQuad;) append(*counters, page, low);
+  Ascending ascending;
+  const auto first = pages_.begin() + static_cast<std::ptrdiff_t>(group * kPages);
+  const auto used =
+      std::count_if(first, first + kPages, [](const auto& page) { return page != nullptr; });
+  ascending.values.reserve(static_cast<std::size_t>(used) * kPageSize);
+  ascending.counts.reserve(static_cast<std::size_t>(used) * kPageSize);
+  // Negative patterns from the largest magnitude down, then positive ones up.
+  for (std::size_t page = kPages; page-- > kPages / 2;) append_page(group, page, true, ascending);
+  for (std::size_t page = 0; page < kPages / 2; ++page) append_page(group, page, false, ascending);
+  return {std::move(ascending.values), std::move(ascending.counts)};
+}
+
+void HalfCounts::append_page(std::size_t group, std::size_t index, bool downwards,
+                             Ascending& to) const {
+  const Page* page = pages_[group * kPages + index].get();
+  if (page == nullptr) return;
+  constexpr std::size_t kQuad = sizeof(std::uint64_t) / sizeof(Counter);
+  for (std::size_t i = 0; i < kPageSize; i += kQuad) {
+    const std::size_t quad = downwards ? kPageSize - kQuad - i : i;
+    // Most counters are zero, so four are looked at together.
+    std::uint64_t four = 0;
+    std::memcpy(&four, page->data() + quad, sizeof four);
+    if (four == 0 && wraps_.empty()) continue;
+    for (std::size_t j = 0; j < kQuad; ++j) {
+      const std::size_t low = quad + (downwards ? kQuad - 1 - j : j);
+      const auto pattern = static_cast<std::uint16_t>(index * kPageSize + low);
+      std::uint64_t count = (*page)[low];
+      if (!wraps_.empty()) count += wraps_of(group, pattern) << kCounterBits;
+      if (count > 0 && is_finite(pattern, dtype_)) to.append(half_to_float(dtype_, pattern), count);
     }
   }
-  for (std::size_t page = 0; page < kPages / 2; ++page) {
-    const Page* counters = pages_[group * kPages + page].get();
-    if (counters == nullptr) continue;
-    for (std::size_t begin = 0; begin < kPageSize; begin += kQuad) {
-      if (!wrapped && !any(*counters, begin)) continue;
-      for (std::size_t low = begin; low < begin + kQuad; ++low) append(*counters, page, low);
-    }
+}
+
+void HalfCounts::Ascending::append(float value, std::uint64_t count) {
+  if (value == 0.0F && !values.empty() && values.back() == 0.0F) {  // -0, then +0
+    counts.back() += count;
+    return;
   }
-  return {std::move(values), std::move(counts)};
+  values.push_back(value == 0.0F ? 0.0F : value);
+  counts.push_back(count);
 }
 
 }  // namespace amct

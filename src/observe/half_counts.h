@@ -42,7 +42,18 @@ class HalfCounts {
   using Page = std::array<Counter, kPageSize>;
   static constexpr int kCounterBits = 16;
 
+  /// Values and counts in the making.
+  struct Ascending {
+    std::vector<float> values;
+    std::vector<std::uint64_t> counts;
+    void append(float value, std::uint64_t count);
+  };
+
   void add_to_one_group(const Block& block);
+  /// Counts rows [first, last) of contiguous channels in group 0. Threads may do so at once.
+  void count_rows(const Block& rows, std::int64_t first, std::int64_t last);
+  /// Moves the counts of scratch tables into group 0.
+  void fold(std::vector<std::uint32_t>& tables);
   void add_by_channel(const Block& block);
   void add_channels(const Block& block, std::int64_t first, std::int64_t last);
 
@@ -55,6 +66,7 @@ class HalfCounts {
     if (slot == nullptr) slot = std::make_unique<Page>();
     return *slot;
   }
+  void append_page(std::size_t group, std::size_t index, bool downwards, Ascending& to) const;
   std::uint64_t wraps_of(std::size_t group, std::size_t pattern) const;
 
   DType dtype_;
@@ -64,6 +76,7 @@ class HalfCounts {
   // wider counters for all.
   std::unordered_map<std::uint64_t, std::uint64_t> wraps_;
   std::unique_ptr<std::mutex> wraps_mutex_;
+  std::unique_ptr<std::mutex> fold_mutex_;
 };
 
 }  // namespace amct

@@ -45,7 +45,7 @@ class CandidateSearch {
   }
 
   BestCandidate run() {
-    if (values_.size() > kCoarseValues) {
+    if (values_.size() > kCoarseValues && counts_.empty() && low_ < high_) {
       narrow_coarsely();
     } else {
       narrow_quickly();
@@ -64,7 +64,6 @@ class CandidateSearch {
   }
 
   void narrow_coarsely() {
-    if (low_ == high_ || !counts_.empty()) return narrow_quickly();
     const CoarseLosses coarse(values_, low_, high_);
     for (const std::size_t i : left_) {
       const CoarseLosses::Bracket sum = coarse.bracket(candidates_[i]);

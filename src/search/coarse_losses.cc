@@ -95,15 +95,17 @@ CoarseLosses::CoarseLosses(std::span<const float> samples, float low, float high
 std::uint64_t CoarseLosses::straddling(const kernels::Rounding& candidate) const {
   const double scale = candidate.scale;
   const auto level_of = [&](float x) { return std::nearbyint(static_cast<double>(x) / scale); };
-  const double last = level_of(candidate.high);
+  // At most some 256 levels: scale is a share of the clip range.
+  const auto first_level = static_cast<std::int64_t>(level_of(candidate.low));
+  const auto last_level = static_cast<std::int64_t>(level_of(candidate.high));
   const auto clamped_bin = [](double position) {
     return static_cast<std::size_t>(std::clamp(position, 0.0, static_cast<double>(kBins)));
   };
   std::uint64_t count = 0;
   std::size_t end = 0;  // bins before it are counted
-  for (double level = level_of(candidate.low); level < last; level += 1) {
+  for (std::int64_t level = first_level; level < last_level; ++level) {
     // The bin of the middle, and its neighbour where the middle is too near for rounding to tell.
-    const double position = ((level + 0.5) * scale - low_) / width_;
+    const double position = ((static_cast<double>(level) + 0.5) * scale - low_) / width_;
     const std::size_t first = std::max(end, clamped_bin(std::floor(position - 1e-3)));
     end = std::max(end, clamped_bin(std::floor(position + 1e-3) + 1));
     if (end > first) count += below_[end] - below_[first];

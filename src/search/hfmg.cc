@@ -74,8 +74,8 @@ class HistogramLoss {
   /// end level, which lies inside the range, so they move at least to its edge.
   double clipping(BinRange range) const {
     const auto bins = static_cast<std::int64_t>(histogram_.counts.size());
-    const Int128 sum = squares(0, range.left, 2 * range.left, 1) +
-                       squares(range.right + 1, bins, 2 * (range.right + 1), 1);
+    const Int128 sum = squares(0, range.left, Int128{2} * range.left, 1) +
+                       squares(range.right + 1, bins, Int128{2} * (range.right + 1), 1);
     return static_cast<double>(sum) / 12 * histogram_.width * histogram_.width;
   }
 

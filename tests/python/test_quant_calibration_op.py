@@ -284,6 +284,28 @@ def test_factors_are_those_of_the_reference(
             assert offset.item() == wanted_offset
 
 
+@pytest.mark.parametrize("count", [100_000, 100_001, 250_001])
+def test_hfmg_cuts_off_more_at_a_time_where_there_are_more_values(count: int, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(count)
+    x = torch.randn(count, generator=generator).pow(3)
+    factors = factors_of(tmp_path, [x], act_algo="hfmg")
+    scale, offset, _ = reference.hfmg(x.numpy())
+    assert factors.scale.item() == pytest.approx(scale, rel=1e-6)
+    assert factors.offset.item() == offset
+
+
+def test_ifmr_leaves_out_the_outermost_of_a_million_values(tmp_path: Path) -> None:
+    x = torch.randn(2_500_000, generator=torch.Generator().manual_seed(0))
+    x[:5] = torch.tensor([100.0, 50.0, 25.0, -80.0, -40.0])
+    # 2,500,000 - int(0.999999 * 2,500,000) = 3: the third of either end is where the search begins.
+    low, high = reference.ifmr_bounds(x.numpy(), 0.999999, 0.999999)
+    assert (low, high) == (x[5:].min().item(), 25.0)
+    factors = factors_of(tmp_path, [x], search_range=[0.9, 1.1], search_step=0.1)
+    scale, offset, _ = reference.ifmr(x.numpy(), start=0.9, end=1.1, step=0.1)
+    assert factors.scale.item() == pytest.approx(scale, rel=2.5e-7)
+    assert factors.offset.item() == offset
+
+
 def test_minmax(tmp_path: Path) -> None:
     batch = tokens()
     factors = factors_of(tmp_path, [batch], act_algo="minmax")

@@ -55,7 +55,7 @@ class ValueCounts {
   /// The k-th largest of the total() values, 1-based. Throws ValueError unless 1 <= k <= total().
   float kth_largest(std::uint64_t k) const;
 
-  friend bool operator==(const ValueCounts& a, const ValueCounts& b);
+  friend bool operator==(const ValueCounts& first, const ValueCounts& second);
 
  private:
   static ValueCounts sorted_from(std::vector<float> samples);

@@ -93,8 +93,10 @@ TEST_P(KernelTest, RoundingError) {
       const std::vector<float> x = values(size);
       std::vector<double> weights(x.size());
       std::vector<float> float_weights(x.size());
-      for (std::size_t i = 0; i < x.size(); ++i)
-        float_weights[i] = static_cast<float>(weights[i] = 1.0 + i % 5);
+      for (std::size_t i = 0; i < x.size(); ++i) {
+        float_weights[i] = static_cast<float>(1 + i % 5);
+        weights[i] = float_weights[i];
+      }
       for (const Rounding& r :
            {Rounding{0.03F, -3, 3}, Rounding{0.5F, -0.25F, 60}, Rounding{1, 0, 0}}) {
         EXPECT_EQ(rounding_error(x.data(), nullptr, x.size(), r),

@@ -26,6 +26,7 @@ TEXT ?=
 DEMO_ARGS ?=
 CTEST_ARGS ?=
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 BIN := $(abspath $(VENV))/bin
 venv = @scripts/venv.sh "$(VENV)" "$(PYTHON)"
@@ -40,11 +41,11 @@ PYTHON_BUILD = build/python-$(shell "$(BIN)/python" -c 'import sys; print(sys.im
 PACKAGE_SOURCES := CMakeLists.txt VERSION pyproject.toml README.md \
   $(shell find cmake include python src -name __pycache__ -prune -o \( -type d -o -type f ! -name '.*' \) -print)
 
-CPP_FOLDERS := $(wildcard src include tests/cpp examples/cpp python/bindings)
+CPP_FOLDERS := $(wildcard src include tests/cpp examples/cpp python/bindings bench)
 CPP_HEADERS := $(shell find $(CPP_FOLDERS) -name '*.h')
 CPP_SOURCES := $(shell find $(CPP_FOLDERS) -name '*.cc')
-# The consumer is a project of its own, which its test builds.
-TIDY_STAMPS := $(patsubst %,build/tidy/%.ok,$(filter-out tests/cpp/consumer/%,$(CPP_SOURCES)))
+# The consumer is a project of its own, which its test builds; the benchmarks have a build of their own.
+TIDY_STAMPS := $(patsubst %,build/tidy/%.ok,$(filter-out tests/cpp/consumer/% bench/%,$(CPP_SOURCES)))
 PYTHON_FOLDERS := $(wildcard python tests/python examples scripts bench)
 
 ##@ Use
@@ -58,7 +59,7 @@ demo: system ## calibrate SmolLM2 on real text and show the result; TEXT=FILE ta
 	@"$(BIN)/python" examples/smollm2_demo.py $(if $(TEXT),--text "$(TEXT)") $(DEMO_ARGS)
 
 ##@ Development
-.PHONY: build test check lint asan format
+.PHONY: build test check lint asan bench format
 build: cpp package ## build the C++ library, its tests and the Python package
 
 test: system ## run the C++ tests (ctest), then the Python tests (pytest)
@@ -85,6 +86,12 @@ asan: system ## build the C++ tests with ASan and UBSan and run them
 	@echo "== C++ tests, ASan and UBSan"
 	@ASAN_OPTIONS=detect_stack_use_after_return=1:strict_string_checks=1 UBSAN_OPTIONS=print_stacktrace=1 \
 	  "$(BIN)/ctest" --test-dir build/asan $(ctest_args) | $(without_passed)
+
+bench: system ## build and run the C++ benchmarks; BENCH_ARGS=--benchmark_filter=calibrate/per_tensor
+	$(venv) build
+	@$(configure) -B build/bench -DCMAKE_BUILD_TYPE=Release -DAMCT_BUILD_BENCH=ON -DAMCT_BUILD_TESTS=OFF
+	@"$(BIN)/cmake" --build build/bench -j$(JOBS) --target amct_bench
+	@build/bench/bench/amct_bench $(BENCH_ARGS)
 
 format: system ## format the C++ and Python sources in place
 	$(venv) build runtime lint

@@ -40,10 +40,8 @@ class HistogramLoss {
   }
 
   double operator()(BinRange range, std::int64_t levels) const {
+    if (counts_as_zero(range, levels)) return 0;
     const std::int64_t span = range.right - range.left + 1;
-    const double level_width =
-        histogram_.width * static_cast<double>(span) / static_cast<double>(levels);
-    if (level_width < std::numeric_limits<float>::epsilon()) return 0;
     const auto bins = static_cast<std::int64_t>(histogram_.counts.size());
     Int128 inner = 0;  // in thirds of squares of 1 / (2 * levels) bin
     double cut = 0;    // in squares of a bin
@@ -70,9 +68,10 @@ class HistogramLoss {
     return sum * histogram_.width * histogram_.width;
   }
 
-  /// A lower bound on the loss of `range`, and of every range inside it: values outside fall to an
-  /// end level, which lies inside the range, so they move at least to its edge.
-  double clipping(BinRange range) const {
+  /// A lower bound on the loss of `range`: values outside fall to an end level, which lies inside
+  /// the range, so they move at least to its edge.
+  double clipping(BinRange range, std::int64_t levels) const {
+    if (counts_as_zero(range, levels)) return 0;
     const auto bins = static_cast<std::int64_t>(histogram_.counts.size());
     const Int128 sum = squares(0, range.left, Int128{2} * range.left, 1) +
                        squares(range.right + 1, bins, Int128{2} * (range.right + 1), 1);
@@ -83,6 +82,13 @@ class HistogramLoss {
   struct Sums {
     Int128 s0, s1, s2;
   };
+
+  /// Whether a level is narrower than FLT_EPSILON.
+  bool counts_as_zero(BinRange range, std::int64_t levels) const {
+    const auto span = static_cast<double>(range.right - range.left + 1);
+    return histogram_.width * span / static_cast<double>(levels) <
+           std::numeric_limits<float>::epsilon();
+  }
 
   /// Sum over bins [begin, end) of count * (d^2 + 1/12), d = distance of bin centre and level
   /// centre, in thirds of squares of 1 / (2 * levels) bin. `centre` is the level's centre in 1 / (2
@@ -189,10 +195,10 @@ SearchResult hfmg(const ValueCounts& values, const HfmgOptions& options) {
   const HistogramLoss loss_of(histogram);
   BinRange best{0, 0};
   double best_loss = std::numeric_limits<double>::infinity();
+  const std::int64_t levels = options.grid.steps() + 1;
   for (const BinRange range : hfmg_ranges(histogram)) {
-    // Ranges are nested, so clipping only grows.
-    if (loss_of.clipping(range) > best_loss) break;
-    const double loss = loss_of(range, options.grid.steps() + 1);
+    if (loss_of.clipping(range, levels) > best_loss) continue;
+    const double loss = loss_of(range, levels);
     if (loss < best_loss) {
       best = range;
       best_loss = loss;

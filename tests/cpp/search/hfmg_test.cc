@@ -113,6 +113,10 @@ TEST(HfmgLargeTest, DefaultBins) {
   expect_best_range(support::sample(Distribution::kNormal, 150001, 3), 2048);  // a quota of two
 }
 
+TEST(HfmgLargeTest, ARangeThatClipsWinsWhereItsLevelsAreTooNarrowToCount) {
+  expect_best_range({5.0078125F, 5.0F}, 1024);
+}
+
 TEST(HfmgHistogramTest, TheLargestValueFallsInTheLastBin) {
   const Histogram h = hfmg_histogram(ValueCounts::of({0, 1, 1023, 1024}), 1024);
   EXPECT_EQ(h.counts[0], 1U);

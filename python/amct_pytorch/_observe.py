@@ -1,14 +1,15 @@
-"""Handing tensors to a session."""
+"""Handing tensors to a session, and asking it for what came out."""
 
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 
-from amct_pytorch._core import Session
+from amct_pytorch._core import LayerResult, Session
 from amct_pytorch._log import logger
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -71,13 +72,46 @@ def outside_graphs(function: F) -> F:
     return disabled
 
 
-def write_record(session: Session) -> None:
-    """Write factors that an error kept from the record file. Raises OSError where that fails again."""
-    _warn_overwritten(session, session.write_record())
+class Recorder:
+    """What a run and an operator have in common: a session, and what can be asked of it.
+
+    Layers that did not see all their batches are named in a warning when the recorder is released or the
+    program ends.
+    """
+
+    _session: Session
+
+    def _attach(self, session: Session) -> None:
+        """Take a session over."""
+        self._session = session
+        weakref.finalize(self, _report_lost, session)
+
+    @property
+    def record_file(self) -> str:
+        """The file the factors go to."""
+        return self._session.record_file
+
+    def results(self) -> list[LayerResult]:
+        """The finished layers, in the order of the configuration; without one, as they finished."""
+        return self._session.results()
+
+    def unfinished(self) -> dict[str, tuple[int, int]]:
+        """The layers that need more batches: (batches seen, batches needed) by name."""
+        return {name: (seen, needed) for name, seen, needed in self._session.unfinished()}
+
+    def write_record(self) -> None:
+        """Write factors that an error, a full disk for instance, kept from the record file.
+
+        Raises
+        ------
+        OSError
+            The file still cannot be written.
+        """
+        _warn_overwritten(self._session, self._session.write_record())
 
 
-def report_lost(session: Session) -> None:
-    """Name the layers that have no factors in the record file, in a warning: called when a run ends."""
+def _report_lost(session: Session) -> None:
+    """Name the layers that have no factors in the record file, in a warning."""
     unfinished = session.unfinished()
     if unfinished:
         lines = ", ".join(f"{name} ({seen} of {needed} batches)" for name, seen, needed in unfinished)

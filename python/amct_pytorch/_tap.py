@@ -30,10 +30,14 @@ class LinearTap:
         self._hook = module.register_forward_hook(self)
 
     def __call__(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+        finished = False
         try:
-            self._observe(self._session, self.name, output)
-        finally:  # also where the layer is finished but the record could not be written
-            if self._session.finished(self.name):
+            finished = self._observe(self._session, self.name, output)
+        except Exception:
+            finished = self._session.finished(self.name)  # then only its record could not be written
+            raise
+        finally:
+            if finished:
                 self._hook.remove()
 
     @property

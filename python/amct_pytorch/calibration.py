@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import weakref
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from amct_pytorch import _core
 from amct_pytorch._checks import require_path, require_type
 from amct_pytorch._log import logger
-from amct_pytorch._observe import report_lost, write_record
+from amct_pytorch._observe import Recorder
 from amct_pytorch._tap import LinearTap, tap_of
 from amct_pytorch.discovery import find_kv_layers, is_supported
 from amct_pytorch.nn.module.quantization.quant_calibration_op import QuantCalibrationOp
@@ -184,40 +183,16 @@ def calibration_run(model: torch.nn.Module) -> CalibrationRun:
     raise RuntimeError("the model holds no calibration; create_quant_cali_model puts it in")
 
 
-class CalibrationRun:
+class CalibrationRun(Recorder):
     """A calibration in progress. Made by `create_quant_cali_model`; see `calibration_run`."""
 
     def __init__(
         self, config: _core.CalibrationConfig, record_file: str, modules: dict[str, torch.nn.Module]
     ) -> None:
-        self._session = _core.Session(config, record_file)
-        # Unfinished layers are reported when the last tap goes, or at the end of the program.
-        weakref.finalize(self, report_lost, self._session)
+        self._attach(_core.Session(config, record_file))
+        # Taps hold the run, so it is released, and reports, when the last of them goes.
         for name, module in modules.items():
             LinearTap(module, name, self._session, owner=self)
-
-    @property
-    def record_file(self) -> str:
-        """The file the factors go to."""
-        return self._session.record_file
-
-    def results(self) -> list[_core.LayerResult]:
-        """The finished layers, in the order of the configuration."""
-        return self._session.results()
-
-    def unfinished(self) -> dict[str, tuple[int, int]]:
-        """The layers that need more batches: (batches seen, batches needed) by name."""
-        return {name: (seen, needed) for name, seen, needed in self._session.unfinished()}
-
-    def write_record(self) -> None:
-        """Write factors that an error, a full disk for instance, kept from the record file.
-
-        Raises
-        ------
-        OSError
-            The file still cannot be written.
-        """
-        write_record(self._session)
 
     def __repr__(self) -> str:
         return (

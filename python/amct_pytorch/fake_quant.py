@@ -46,6 +46,18 @@ def load_factors(record: str | os.PathLike[str] | Mapping[str, KVFactors]) -> Ma
     return record if isinstance(record, Mapping) else read_record(record)
 
 
+def refuse_foreign(record: Any, factors: Mapping[str, KVFactors], model: torch.nn.Module) -> None:
+    """Raise ValueError where `factors`, read from `record`, name a layer that the model does not have."""
+    known = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    foreign = [name for name in factors if name not in known]
+    if foreign:
+        source = "the record" if isinstance(record, Mapping) else f"record '{os.fspath(record)}'"
+        raise ValueError(
+            f"{source} is of another model: {type(model).__name__} has no layer '{foreign[0]}'"
+            + (f" (nor {len(foreign) - 1} others)" if len(foreign) > 1 else "")
+        )
+
+
 @contextlib.contextmanager
 def fake_quantized(
     model: torch.nn.Module, record: str | os.PathLike[str] | Mapping[str, KVFactors]
@@ -76,12 +88,7 @@ def fake_quantized(
     """
     factors = load_factors(record)
     modules = dict(model.named_modules(remove_duplicate=False))
-    missing = [name for name in factors if name not in modules]
-    if missing:
-        raise ValueError(
-            f"{_describe(record)} is of another model: {type(model).__name__} has no layer '{missing[0]}'"
-            + (f" (nor {len(missing) - 1} others)" if len(missing) > 1 else "")
-        )
+    refuse_foreign(record, factors, model)
 
     def hook_for(layer_factors: KVFactors) -> Any:
         return lambda module, args, output: fake_quantize(output, layer_factors)
@@ -90,7 +97,3 @@ def fake_quantized(
         for name, layer_factors in factors.items():
             stack.callback(modules[name].register_forward_hook(hook_for(layer_factors)).remove)
         yield model
-
-
-def _describe(record: Any) -> str:
-    return "the record" if isinstance(record, Mapping) else f"record '{os.fspath(record)}'"

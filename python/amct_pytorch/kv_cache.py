@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache
 
 from amct_pytorch.discovery import find_kv_layers
-from amct_pytorch.fake_quant import fake_quantize, load_factors
+from amct_pytorch.fake_quant import fake_quantize, load_factors, refuse_foreign
 from amct_pytorch.record import KVFactors
 
 
@@ -49,12 +49,7 @@ class FakeQuantizedCache(DynamicCache):
                 f"the record has no factors for {len(missing)} layers of {type(model).__name__}, the first "
                 f"'{missing[0]}'; calibrate this model"
             )
-        known = {name for name, _ in model.named_modules(remove_duplicate=False)}
-        foreign = [name for name in factors if name not in known]
-        if foreign:
-            raise ValueError(
-                f"the record is of another model: {type(model).__name__} has no layer '{foreign[0]}'"
-            )
+        refuse_foreign(record, factors, model)
         self._key_factors = [factors[layer.name] for layer in layers if layer.role == "key"]
         self._value_factors = [factors[layer.name] for layer in layers if layer.role == "value"]
 

@@ -9,7 +9,6 @@
 #include <tuple>
 #include <vector>
 
-#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -84,8 +83,7 @@ void bind_config(nb::module_& module) {
       },
       "names"_a, "model"_a, "source"_a,
       "Raise ValueError unless every name is a layer (name, type, supported) of the model that can "
-      "be "
-      "calibrated, named once.");
+      "be calibrated, named once.");
   module.def("check_output_path", &amct::check_output_path, "path"_a,
              "Raise ValueError where the path cannot name an output file.");
 

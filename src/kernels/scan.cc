@@ -23,8 +23,7 @@ struct FloatExtremes {
   std::uint32_t max_bits;
 };
 
-/// Smallest and largest pattern in the order of their values (see ordered), and the largest
-/// magnitude.
+/// Smallest and largest pattern in the order of their values, and the largest magnitude.
 struct HalfExtremes {
   std::int16_t min;
   std::int16_t max;
@@ -133,10 +132,6 @@ std::uint16_t pattern_of(std::int16_t key) {
 
 ScanResult empty_scan() {
   return {std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity(), 0};
-}
-
-ScanResult merged(const ScanResult& a, const ScanResult& b) {
-  return {std::min(a.min, b.min), std::max(a.max, b.max), a.non_finite + b.non_finite};
 }
 
 ScanResult scan_float32_scalar(const float* values, std::size_t count) {

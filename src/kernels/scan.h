@@ -19,8 +19,6 @@ struct ScanResult {
 
 /// The result for no values at all.
 ScanResult empty_scan();
-/// The result for the union of two runs.
-ScanResult merged(const ScanResult& a, const ScanResult& b);
 
 /// Scans `count` values. No alignment is needed.
 ScanResult scan_float32(const float* values, std::size_t count);

@@ -2,16 +2,15 @@
 
 #include <algorithm>
 #include <cmath>
+#include <new>
 #include <utility>
 
-#include "kernels/scan.h"
 #include "observe/elements.h"
 
 namespace amct {
 namespace {
 
 void erase_non_finite(std::vector<float>& samples) {
-  if (kernels::scan_float32(samples.data(), samples.size()).non_finite == 0) return;
   std::erase_if(samples, [](float sample) { return !std::isfinite(sample); });
 }
 
@@ -30,11 +29,21 @@ void append(const Block& block, std::vector<float>& samples) {
 
 }  // namespace
 
-void FloatSamples::add(const TensorView& view) {
+void FloatSamples::reserve(std::size_t count) {
+  try {
+    samples_.reserve(count);
+  } catch (const std::bad_alloc&) {
+    // What really comes may be less, and grows as it comes.
+    return;
+  }
+}
+
+void FloatSamples::add(const TensorView& view, bool any_non_finite) {
   const std::size_t needed = samples_.size() + static_cast<std::size_t>(view.size());
   // At least doubling keeps the cost of many small batches linear.
   if (needed > samples_.capacity()) samples_.reserve(std::max(needed, 2 * samples_.capacity()));
   for (const Block& block : blocks_of(view)) append(block, samples_);
+  any_non_finite_ = any_non_finite_ || any_non_finite;
 }
 
 void FloatSamples::merge(const FloatSamples& other) {
@@ -44,6 +53,7 @@ void FloatSamples::merge(const FloatSamples& other) {
   samples_.resize(before + added);
   std::copy_n(other.samples_.begin(), added,
               samples_.begin() + static_cast<std::ptrdiff_t>(before));
+  any_non_finite_ = any_non_finite_ || other.any_non_finite_;
 }
 
 ValueCounts FloatSamples::value_counts(std::size_t group) const {
@@ -54,12 +64,12 @@ ValueCounts FloatSamples::value_counts(std::size_t group) const {
     samples.reserve(samples_.size() / groups_);
     for (std::size_t i = group; i < samples_.size(); i += groups_) samples.push_back(samples_[i]);
   }
-  erase_non_finite(samples);
+  if (any_non_finite_) erase_non_finite(samples);
   return ValueCounts::of(std::move(samples));
 }
 
 ValueCounts FloatSamples::take_value_counts() {
-  erase_non_finite(samples_);
+  if (any_non_finite_) erase_non_finite(samples_);
   return ValueCounts::of(std::exchange(samples_, {}));
 }
 

@@ -17,11 +17,13 @@ class FloatSamples {
   /// `groups` is 1, or the number of channels.
   explicit FloatSamples(std::size_t groups) : groups_(groups) {}
 
-  /// Makes room for `count` values in all. Memory is only taken up as values come.
-  void reserve(std::size_t count) { samples_.reserve(count); }
+  /// Makes room for `count` values in all, where so much is to be had. Memory is only taken up as
+  /// values come.
+  void reserve(std::size_t count);
 
-  /// Adds the elements of a float32 view, or nothing where memory runs out.
-  void add(const TensorView& view);
+  /// Adds the elements of a float32 view, or nothing where memory runs out. `any_non_finite` says
+  /// whether some are NaN or infinite.
+  void add(const TensorView& view, bool any_non_finite);
   void merge(const FloatSamples& other);
 
   ValueCounts value_counts(std::size_t group) const;
@@ -31,6 +33,7 @@ class FloatSamples {
  private:
   std::size_t groups_;
   std::vector<float> samples_;  // [row][group]
+  bool any_non_finite_ = false;
 };
 
 }  // namespace amct

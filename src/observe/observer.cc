@@ -32,9 +32,6 @@ struct Observer::State {
     if (channels == 0) return 0;
     return granularity == Granularity::kPerTensor ? 1 : static_cast<std::size_t>(channels);
   }
-  std::size_t group_of(std::int64_t channel) const {
-    return granularity == Granularity::kPerTensor ? 0 : static_cast<std::size_t>(channel);
-  }
   /// Samples to make room for, by the size of the first batch.
   std::size_t expected_samples(std::int64_t batch_size) const {
     constexpr std::int64_t kLimit = std::int64_t{1} << 28;
@@ -94,7 +91,7 @@ void Observer::observe(const TensorView& batch) {
     const bool first = !state.float32;
     FloatSamples& samples = state.samples();
     if (first) samples.reserve(state.expected_samples(batch.size()));
-    samples.add(batch);
+    samples.add(batch, bad.count > 0);
   } else {
     state.counts_for(batch.dtype).add(batch);
   }

@@ -22,12 +22,6 @@ constexpr std::size_t kCoarseValues = std::size_t{1} << 16;
 // Values summed in one task.
 constexpr std::size_t kChunk = std::size_t{1} << 16;
 
-/// A loss known to lie in [low, high].
-struct Bracket {
-  double low;
-  double high;
-};
-
 /// The values as the kernels take them, and one bracket a candidate that is left.
 class CandidateSearch {
  public:
@@ -66,7 +60,7 @@ class CandidateSearch {
   void narrow_coarsely() {
     const CoarseLosses coarse(values_, low_, high_);
     for (const std::size_t i : left_) {
-      const CoarseLosses::Bracket sum = coarse.bracket(candidates_[i]);
+      const Bracket sum = coarse.bracket(candidates_[i]);
       set_bracket(i, sum.low, sum.high);
     }
     drop_losers();

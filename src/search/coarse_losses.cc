@@ -113,7 +113,7 @@ std::uint64_t CoarseLosses::straddling(const kernels::Rounding& candidate) const
   return count;
 }
 
-CoarseLosses::Bracket CoarseLosses::bracket(const kernels::Rounding& candidate) const {
+Bracket CoarseLosses::bracket(const kernels::Rounding& candidate) const {
   const double sum =
       kernels::rounding_error(means_.data(), weights_.data(), means_.size(), candidate);
   // Half a place for the value's position, and as much again for the rounding of means to float32.

@@ -10,6 +10,12 @@
 
 namespace amct {
 
+/// A sum or loss known to lie in [low, high].
+struct Bracket {
+  double low;
+  double high;
+};
+
 /// The values of a large sample in kBins equal bins, each with its count and mean.
 ///
 /// Let d(x) be the distance of x from the nearest level, so that the loss is the sum of d^2. In a
@@ -29,10 +35,6 @@ class CoarseLosses {
   /// The samples must lie in [low, high], low < high.
   CoarseLosses(std::span<const float> samples, float low, float high);
 
-  struct Bracket {
-    double low;
-    double high;
-  };
   /// Bounds on the sum of squared errors of one candidate.
   Bracket bracket(const kernels::Rounding& candidate) const;
 

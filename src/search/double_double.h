@@ -29,13 +29,6 @@ struct DoubleDouble {
     const DoubleDouble once = quick_sum(high.hi, high.lo + low.hi);
     return quick_sum(once.hi, once.lo + low.lo);
   }
-  friend DoubleDouble operator-(DoubleDouble a, DoubleDouble b) {
-    return a + DoubleDouble{-b.hi, -b.lo};
-  }
-  friend DoubleDouble operator*(DoubleDouble a, double b) {
-    const DoubleDouble p = product(a.hi, b);
-    return quick_sum(p.hi, p.lo + a.lo * b);
-  }
 
   double value() const { return hi + lo; }
 

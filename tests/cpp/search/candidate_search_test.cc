@@ -54,7 +54,7 @@ TEST_P(CandidateSearchTest, BracketsHoldTheTrueLoss) {
   const CoarseLosses coarse(x, low, high);
   for (const bool with_offset : {true, false}) {
     for (const Rounding& c : candidates_for(x, with_offset)) {
-      const CoarseLosses::Bracket bracket = coarse.bracket(c);
+      const Bracket bracket = coarse.bracket(c);
       const double sum =
           support::reference_ifmr_loss(x, {c.scale, c.low, c.high}) * static_cast<double>(x.size());
       EXPECT_LE(bracket.low, sum) << c.scale;

@@ -13,6 +13,8 @@ __extension__ using Int128 = __int128;  // exact integers to compare with
 
 Int128 integer(DoubleDouble x) { return static_cast<Int128>(x.hi) + static_cast<Int128>(x.lo); }
 
+DoubleDouble negated(DoubleDouble x) { return {-x.hi, -x.lo}; }
+
 bool is_normalised(DoubleDouble x) { return x.hi + x.lo == x.hi; }
 
 class DoubleDoubleTest : public testing::Test {
@@ -50,32 +52,20 @@ TEST_F(DoubleDoubleTest, PairsOfIntegersAddExactlyWithin106Bits) {
     const DoubleDouble a = random(100);
     const DoubleDouble b = random(100 - i % 40);
     ASSERT_EQ(integer(a + b), integer(a) + integer(b));
-    ASSERT_EQ(integer(a - b), integer(a) - integer(b));
+    ASSERT_EQ(integer(a + negated(b)), integer(a) - integer(b));
     ASSERT_TRUE(is_normalised(a + b));
-    ASSERT_EQ((a - a).value(), 0.0);
+    ASSERT_EQ((a + negated(a)).value(), 0.0);
   }
 }
 
 TEST_F(DoubleDoubleTest, CancellationKeepsWhatDoubleLoses) {
   // (2^60 + 1) - 2^60 is lost in double.
   const DoubleDouble large = DoubleDouble::sum(0x1p60, 1.0);
-  EXPECT_EQ((large - DoubleDouble{0x1p60, 0}).value(), 1.0);
+  EXPECT_EQ((large + DoubleDouble{-0x1p60, 0}).value(), 1.0);
   DoubleDouble sum;
   for (int i = 0; i < 1000; ++i) sum = sum + DoubleDouble::product(1e13 + 1, 1e13 - 1);
-  for (int i = 0; i < 1000; ++i) sum = sum - DoubleDouble::product(1e13, 1e13);
+  for (int i = 0; i < 1000; ++i) sum = sum + negated(DoubleDouble::product(1e13, 1e13));
   EXPECT_EQ(sum.value(), -1000.0);
-}
-
-TEST_F(DoubleDoubleTest, ProductWithADoubleIsGoodTo100Bits) {
-  for (int i = 0; i < 10000; ++i) {
-    const DoubleDouble a = random(90);
-    const auto b = static_cast<double>(static_cast<std::int32_t>(generator_()));
-    const Int128 exact = integer(a) * static_cast<Int128>(b);
-    const Int128 error = integer(a * b) - exact;
-    ASSERT_LE(std::fabs(static_cast<double>(error)),
-              std::fabs(static_cast<double>(exact)) * 0x1p-100);
-    ASSERT_TRUE(is_normalised(a * b));
-  }
 }
 
 }  // namespace

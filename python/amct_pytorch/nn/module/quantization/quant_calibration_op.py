@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import Any, NoReturn
 
 import torch
 
 from amct_pytorch import _core
 from amct_pytorch._checks import require_path, require_type
-from amct_pytorch._observe import observe, report_lost, write_record
+from amct_pytorch._observe import Recorder, observe
 
 
-class QuantCalibrationOp(torch.nn.Module):
+class QuantCalibrationOp(Recorder, torch.nn.Module):
     """Calibrates the tensors that are passed through it, layer by layer.
 
     Several layers may go through one operator, and several operators may share one record file: each
@@ -74,9 +73,7 @@ class QuantCalibrationOp(torch.nn.Module):
             require_type("a key of quant_algo_params", key, str)
         if require_type("quant_method", quant_method, str) != "kv_cache_quant":
             raise RuntimeError(f"quant_method must be 'kv_cache_quant', not '{quant_method}'")
-        self._session = _core.Session.for_operator(params, path)
-        # Unfinished layers are reported when the operator goes, or at the end of the program.
-        weakref.finalize(self, report_lost, self._session)
+        self._attach(_core.Session.for_operator(params, path))
 
     def forward(self, layer_name: str, x: torch.Tensor) -> torch.Tensor:
         """Observe `x` as a batch of a layer, and return it.
@@ -106,27 +103,9 @@ class QuantCalibrationOp(torch.nn.Module):
         observe(self._session, require_type("layer_name", layer_name, str), x)
         return x
 
-    def results(self) -> list[_core.LayerResult]:
-        """The finished layers, in the order they finished."""
-        return self._session.results()
-
-    def unfinished(self) -> dict[str, tuple[int, int]]:
-        """The layers that need more batches: (batches seen, batches needed) by name."""
-        return {name: (seen, needed) for name, seen, needed in self._session.unfinished()}
-
-    def write_record(self) -> None:
-        """Write factors that an error, a full disk for instance, kept from the record file.
-
-        Raises
-        ------
-        OSError
-            The file still cannot be written.
-        """
-        write_record(self._session)
-
     def extra_repr(self) -> str:
         """The record file, for ``repr(model)``."""
-        return f"record_file={self._session.record_file!r}"
+        return f"record_file={self.record_file!r}"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
         raise RuntimeError("a QuantCalibrationOp cannot be copied: both would write one record; make another")

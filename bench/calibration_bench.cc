@@ -10,7 +10,6 @@
 #include <utility>
 
 #include <tbb/global_control.h>
-#include <tbb/parallel_for.h>
 
 #include "support.h"
 
@@ -28,17 +27,23 @@ const Batches& shared_batches(DType dtype, std::int64_t batches, std::int64_t ro
   return *slot;
 }
 
-Observer observed(const Batches& batches, Granularity granularity) {
-  Observer observer(granularity);
-  observer.expect_batches(static_cast<std::int64_t>(batches.size()));
+Observer observed(const Batches& batches, Granularity granularity, bool range_only = false) {
+  Observer observer(granularity, {.range_only = range_only,
+                                  .expected_batches = static_cast<std::int64_t>(batches.size())});
   for (std::size_t i = 0; i < batches.size(); ++i) observer.observe(batches.view(i));
   return observer;
 }
 
 void search_all(Observer& observer, const Algorithm& algorithm) {
   const OptionMap options = algorithm.spec.defaults();
-  tbb::parallel_for(std::size_t{0}, observer.groups(), [&](std::size_t group) {
-    const ValueCounts values = std::move(observer).take_value_counts(group);
+  if (algorithm.search_range != nullptr) {
+    for (std::size_t group = 0; group < observer.groups(); ++group) {
+      const ValueRange range = observer.range(group);
+      benchmark::DoNotOptimize(algorithm.search_range(range.min, range.max, true, options));
+    }
+    return;
+  }
+  std::move(observer).visit([&](std::size_t, const ValueCounts& values) {
     benchmark::DoNotOptimize(algorithm.search(values, true, options));
   });
 }
@@ -51,7 +56,7 @@ void calibrate(benchmark::State& state, DType dtype, Granularity granularity,
   const Batches& batches = shared_batches(dtype, batch_num, rows, channels);
   const double read = read_pass_seconds(batches);
   for (auto _ : state) {
-    Observer observer = observed(batches, granularity);
+    Observer observer = observed(batches, granularity, algorithm.search_range != nullptr);
     search_all(observer, algorithm);
   }
   report(state, batches.elements(), read);
@@ -63,8 +68,8 @@ void search_alone(benchmark::State& state, DType dtype, Granularity granularity,
   const Observer observer = observed(batches, granularity);
   const OptionMap options = algorithm.spec.defaults();
   for (auto _ : state) {
-    tbb::parallel_for(std::size_t{0}, observer.groups(), [&](std::size_t group) {
-      benchmark::DoNotOptimize(algorithm.search(observer.value_counts(group), true, options));
+    observer.visit([&](std::size_t, const ValueCounts& values) {
+      benchmark::DoNotOptimize(algorithm.search(values, true, options));
     });
   }
 }

@@ -97,8 +97,8 @@ def layer_table(results: list[amct.LayerResult]) -> Table:
             f"{layer.max:.3f}",
             f"{layer.scales[0]:.6f}",
             str(layer.offsets[0]),
-            f"{layer.sqnr_db:.1f}",
-            f"{layer.clipped_fraction:.4%}",
+            "" if layer.sqnr_db is None else f"{layer.sqnr_db:.1f}",
+            "" if layer.clipped_fraction is None else f"{layer.clipped_fraction:.4%}",
         )
     return table
 

@@ -7,6 +7,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+# Bytes that float32 values may take over all layers of a calibration.
+DEFAULT_MEMORY_BUDGET = 1 << 30
+
 
 def require_type(name: str, value: Any, expected: type[T]) -> T:
     """Return `value`, or raise TypeError unless it is an instance of `expected`."""
@@ -23,3 +26,12 @@ def require_path(name: str, value: Any) -> str:
     if not isinstance(path, str):
         raise TypeError(f"{name} must be a str, not {type(path).__name__}")
     return path
+
+
+def require_memory_budget(value: Any) -> int:
+    """Return `value`, or raise TypeError unless it is an int, ValueError unless it is a number of bytes."""
+    if isinstance(value, bool):
+        raise TypeError("memory_budget must be an int, not bool")
+    if not 0 <= require_type("memory_budget", value, int) < 2**63:
+        raise ValueError(f"memory_budget must be a number of bytes, 0 or more, not {value}")
+    return value

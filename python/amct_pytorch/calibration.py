@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from amct_pytorch import _core
-from amct_pytorch._checks import require_path, require_type
+from amct_pytorch._checks import DEFAULT_MEMORY_BUDGET, require_memory_budget, require_path, require_type
 from amct_pytorch._log import logger
 from amct_pytorch._observe import Recorder
 from amct_pytorch._tap import LinearTap, tap_of
@@ -84,7 +84,13 @@ def create_quant_cali_config(
     config.write(config_path)
 
 
-def create_quant_cali_model(config_file: str, record_file: str, model: torch.nn.Module) -> torch.nn.Module:
+def create_quant_cali_model(
+    config_file: str,
+    record_file: str,
+    model: torch.nn.Module,
+    *,
+    memory_budget: int = DEFAULT_MEMORY_BUDGET,
+) -> torch.nn.Module:
     """Put calibration into a model.
 
     Every layer that the configuration names gets an operator that passes the layer's output on
@@ -102,6 +108,11 @@ def create_quant_cali_model(config_file: str, record_file: str, model: torch.nn.
         record now; missing folders are created (mode 750).
     model : torch.nn.Module
         The model, changed in place. Classes, attributes, hooks and state_dict keys stay.
+    memory_budget : int
+        Bytes that float32 values may take over all layers, 1 GiB unless given. A layer with more values
+        than its share is calibrated from counts in log-linear bins, which adds less than 0.1% to the INT8 error
+        per tensor and 1% per channel; `LayerResult.is_sketch` tells. bfloat16 and float16 values are always counted exactly, in
+        memory that does not grow.
 
     Returns
     -------
@@ -114,7 +125,7 @@ def create_quant_cali_model(config_file: str, record_file: str, model: torch.nn.
         An argument has a wrong type.
     ValueError
         A bad file name; an error in the configuration, or a layer in it that is not in the model or
-        cannot be calibrated.
+        cannot be calibrated; a negative `memory_budget`.
     RuntimeError
         The model already holds calibration operators. Later, from the model's forward: NaN or infinite
         values (`NonFiniteError`), an empty batch, or another number of channels than before.
@@ -130,6 +141,7 @@ def create_quant_cali_model(config_file: str, record_file: str, model: torch.nn.
     config_path = require_path("config_file", config_file)
     record_path = require_path("record_file", record_file)
     require_type("model", model, torch.nn.Module)
+    budget = require_memory_budget(memory_budget)
     _refuse_calibrated(model)
     config = _core.read_config(config_path)
     _core.check_layers(config.layer_names, _layers_of(model), config_path)
@@ -141,7 +153,7 @@ def create_quant_cali_model(config_file: str, record_file: str, model: torch.nn.
     if Path(record_path).exists():
         logger.warning("record_file '%s' exists and will be overwritten", record_path)
     _core.write_empty_record(record_path)
-    CalibrationRun(config, record_path, modules)
+    CalibrationRun(config, record_path, modules, budget)
     _retrace_compiled_models()
     return model
 
@@ -187,9 +199,13 @@ class CalibrationRun(Recorder):
     """A calibration in progress. Made by `create_quant_cali_model`; see `calibration_run`."""
 
     def __init__(
-        self, config: _core.CalibrationConfig, record_file: str, modules: dict[str, torch.nn.Module]
+        self,
+        config: _core.CalibrationConfig,
+        record_file: str,
+        modules: dict[str, torch.nn.Module],
+        memory_budget: int,
     ) -> None:
-        self._attach(_core.Session(config, record_file))
+        self._attach(_core.Session(config, record_file, memory_budget))
         # Taps hold the run, so it is released, and reports, when the last of them goes.
         for name, module in modules.items():
             LinearTap(module, name, self._session, owner=self)

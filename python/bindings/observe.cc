@@ -41,12 +41,11 @@ std::vector<std::pair<float, std::int32_t>> solve(const amct::Observer& observer
   if (algorithm == nullptr) throw amct::ValueError("there is no algorithm '" + name + "'");
   const amct::OptionMap options = options_of(algorithm->spec, given);
   const nb::gil_scoped_release release;
-  std::vector<std::pair<float, std::int32_t>> result;
-  for (std::size_t group = 0; group < observer.groups(); ++group) {
-    const amct::QuantParams params =
-        algorithm->search(observer.value_counts(group), with_offset, options).params;
-    result.emplace_back(params.scale, params.offset);
-  }
+  std::vector<std::pair<float, std::int32_t>> result(observer.groups());
+  observer.visit([&](std::size_t group, const amct::ValueCounts& values) {
+    const amct::QuantParams params = algorithm->search(values, with_offset, options).params;
+    result[group] = {params.scale, params.offset};
+  });
   return result;
 }
 

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
@@ -21,14 +22,16 @@ namespace {
 using namespace nb::literals;
 using amct::LayerResult;
 
-amct::Session operator_session(const nb::dict& params, const std::string& record_file) {
+amct::Session operator_session(const nb::dict& params, const std::string& record_file,
+                               std::size_t memory_budget) {
   std::vector<std::pair<std::string, amct::OptionValue>> settings;
   for (const auto& [key, value] : params) {
     auto name = nb::cast<std::string>(key);
     amct::OptionValue converted = option_of(name, value);
     settings.emplace_back(std::move(name), std::move(converted));
   }
-  return {amct::parse_operator_params(settings, amct::algorithm_catalog()), record_file};
+  return {amct::parse_operator_params(settings, amct::algorithm_catalog()), record_file,
+          {.memory_budget = memory_budget}};
 }
 
 /// (whether the layer is finished now or was before, layers that were overwritten in the record).
@@ -70,9 +73,12 @@ void bind_layer_result(nb::module_& module) {
             return offsets;
           },
           "One offset, or one a channel.")
-      .def_ro("sqnr_db", &LayerResult::sqnr_db, "Signal to quantization noise ratio, in dB.")
+      .def_ro("sqnr_db", &LayerResult::sqnr_db,
+              "Signal to quantization noise ratio, in dB; None where only the range was kept.")
       .def_ro("clipped_fraction", &LayerResult::clipped_fraction,
-              "Share of clipped values, 0 to 1.")
+              "Share of clipped values, 0 to 1; None where only the range was kept.")
+      .def_ro("is_sketch", &LayerResult::is_sketch,
+              "Whether float32 values went beyond the memory budget and were sketched.")
       .def_ro("observe_seconds", &LayerResult::observe_seconds, "Time spent counting.")
       .def_ro("search_seconds", &LayerResult::search_seconds, "Time spent searching.");
 }
@@ -82,10 +88,19 @@ void bind_layer_result(nb::module_& module) {
 void bind_session(nb::module_& module) {
   bind_layer_result(module);
   nb::class_<amct::Session>(module, "Session", "A calibration run. Thread-safe.")
-      .def(nb::init<amct::CalibrationConfig, std::string>(), "config"_a, "record_file"_a)
+      .def(
+          "__init__",
+          [](amct::Session* self, amct::CalibrationConfig config, std::string record_file,
+             std::size_t memory_budget) {
+            new (self) amct::Session(std::move(config), std::move(record_file),
+                                     {.memory_budget = memory_budget});
+          },
+          "config"_a, "record_file"_a, "memory_budget"_a)
       .def_static(
           "for_operator", &operator_session, "params"_a, "record_file"_a,
-          nb::sig("def for_operator(params: dict[str, typing.Any], record_file: str) -> Session"),
+          "memory_budget"_a,
+          nb::sig("def for_operator(params: dict[str, typing.Any], record_file: str, memory_budget: "
+                  "int) -> Session"),
           "A session that calibrates whatever layer comes in one way.")
       .def("observe", &observe, "name"_a, "batch"_a,
            nb::sig("def observe(self, name: str, batch: typing.Any) -> tuple[bool, list[str]]"),

@@ -101,6 +101,33 @@ HalfExtremes HalfRange(const std::uint16_t* HWY_RESTRICT patterns, std::size_t c
   return result;
 }
 
+MagnitudeRange Magnitudes(const std::uint16_t* HWY_RESTRICT patterns, std::size_t count) {
+  const hn::ScalableTag<std::uint16_t> du;
+  const std::size_t lanes = hn::Lanes(du);
+  const auto magnitude = hn::Set(du, std::uint16_t{0x7FFF});
+  const auto one = hn::Set(du, std::uint16_t{1});
+  auto low = hn::Set(du, std::uint16_t{0xFFFF});
+  auto high = hn::Zero(du);
+  std::size_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    const auto x = hn::And(hn::LoadU(du, patterns + i), magnitude);
+    low = hn::Min(low, hn::Sub(x, one));  // zero becomes the largest
+    high = hn::Max(high, x);
+  }
+  alignas(64) std::uint16_t lane_low[HWY_MAX_BYTES / 2];
+  alignas(64) std::uint16_t lane_high[HWY_MAX_BYTES / 2];
+  hn::Store(low, du, lane_low);
+  hn::Store(high, du, lane_high);
+  std::uint16_t smallest = *std::min_element(lane_low, lane_low + lanes);
+  std::uint16_t largest = *std::max_element(lane_high, lane_high + lanes);
+  for (; i < count; ++i) {
+    const auto x = static_cast<std::uint16_t>(patterns[i] & 0x7FFF);
+    smallest = std::min(smallest, static_cast<std::uint16_t>(x - 1));
+    largest = std::max(largest, x);
+  }
+  return {static_cast<std::uint16_t>(smallest == 0xFFFF ? smallest : smallest + 1), largest};
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace amct::kernels
 HWY_AFTER_NAMESPACE();
@@ -111,6 +138,7 @@ namespace {
 
 HWY_EXPORT(FloatRange);
 HWY_EXPORT(HalfRange);
+HWY_EXPORT(Magnitudes);
 
 constexpr std::uint32_t kInfinityBits = 0x7F800000;
 
@@ -149,6 +177,20 @@ ScanResult scan_half_scalar(DType dtype, const std::uint16_t* patterns, std::siz
     add(result, half_to_float(dtype, patterns[i]), (patterns[i] & mask) != mask);
   }
   return result;
+}
+
+MagnitudeRange magnitude_range_scalar(const std::uint16_t* patterns, std::size_t count) {
+  MagnitudeRange result{0xFFFF, 0};
+  for (std::size_t i = 0; i < count; ++i) {
+    const auto x = static_cast<std::uint16_t>(patterns[i] & 0x7FFF);
+    if (x > 0) result.smallest = std::min(result.smallest, x);
+    result.largest = std::max(result.largest, x);
+  }
+  return result;
+}
+
+MagnitudeRange magnitude_range(const std::uint16_t* patterns, std::size_t count) {
+  return HWY_DYNAMIC_DISPATCH(Magnitudes)(patterns, count);
 }
 
 ScanResult scan_float32(const float* values, std::size_t count) {

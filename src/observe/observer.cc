@@ -5,47 +5,86 @@
 #include <algorithm>
 #include <optional>
 #include <string>
+#include <utility>
 
-#include "observe/elements.h"
+#include <tbb/parallel_for.h>
+
+#include "observe/batch_scan.h"
+#include "observe/channel_counts.h"
 #include "observe/float_samples.h"
-#include "observe/half_counts.h"
-#include "observe/non_finite.h"
+#include "observe/float_sketch.h"
+#include "observe/tensor_counts.h"
+#include "observe/value_ranges.h"
 
 namespace amct {
+namespace {
+
+/// The finite values of one 16-bit type, one storage a granularity.
+struct HalfStorage {
+  std::optional<TensorCounts> tensor;
+  std::optional<ChannelCounts> channel;
+
+  explicit operator bool() const { return tensor.has_value() || channel.has_value(); }
+  ValueCounts value_counts(std::size_t group) const {
+    return tensor ? tensor->value_counts() : channel->value_counts(group);
+  }
+};
+
+}  // namespace
 
 struct Observer::State {
-  State(Granularity g, NonFinitePolicy policy) : granularity(g), nonfinite(policy) {}
+  State(Granularity g, const ObserverOptions& o) : granularity(g), options(o) {}
 
   Granularity granularity;
-  NonFinitePolicy nonfinite;
+  ObserverOptions options;
   std::int64_t batches = 0;
   std::int64_t rows = 0;
   std::int64_t channels = 0;
   std::int64_t skipped = 0;
-  std::int64_t expected_batches = 1;
-  // One storage a dtype, made when the dtype first comes.
-  std::optional<HalfCounts> float16;
-  std::optional<HalfCounts> bfloat16;
-  std::optional<FloatSamples> float32;
+  // What there is of values, each made when it is first needed.
+  HalfStorage float16;
+  HalfStorage bfloat16;
+  std::optional<FloatSamples> samples;  // at most one of these two
+  std::optional<FloatSketch> sketch;
+  std::optional<ValueRanges> ranges;  // range_only: nothing but this
 
   std::size_t groups() const {
     if (channels == 0) return 0;
     return granularity == Granularity::kPerTensor ? 1 : static_cast<std::size_t>(channels);
   }
-  /// Samples to make room for, by the size of the first batch.
-  std::size_t expected_samples(std::int64_t batch_size) const {
-    constexpr std::int64_t kLimit = std::int64_t{1} << 28;
-    return static_cast<std::size_t>(
-        batch_size > kLimit / expected_batches ? 0 : batch_size * expected_batches);
+
+  /// How much `amount` a batch comes to over all expected batches.
+  std::int64_t expected(std::int64_t amount, std::int64_t limit) const {
+    const std::int64_t batches_to_come = std::max<std::int64_t>(1, options.expected_batches);
+    return amount > limit / batches_to_come ? limit : amount * batches_to_come;
   }
-  HalfCounts& counts_for(DType dtype) {
-    std::optional<HalfCounts>& storage = dtype == DType::kFloat16 ? float16 : bfloat16;
-    if (!storage) storage.emplace(dtype, groups());
-    return *storage;
+
+  TensorCounts& tensor_counts(DType dtype) {
+    HalfStorage& storage = dtype == DType::kFloat16 ? float16 : bfloat16;
+    if (!storage.tensor) storage.tensor.emplace(dtype);
+    return *storage.tensor;
   }
-  FloatSamples& samples() {
-    if (!float32) float32.emplace(groups());
-    return *float32;
+  ChannelCounts& channel_counts(DType dtype) {
+    HalfStorage& storage = dtype == DType::kFloat16 ? float16 : bfloat16;
+    if (!storage.channel) storage.channel.emplace(dtype, channels);
+    return *storage.channel;
+  }
+
+  /// Makes `extra` more float32 values fit: past the limit, samples become a sketch.
+  void make_room(std::size_t extra) {
+    const std::size_t held = samples ? samples->size() : 0;
+    const std::size_t limit = options.sample_bytes / sizeof(float);
+    if (held > limit || extra > limit - held) sketch_samples();
+  }
+  void add_to_sketch(const FloatSamples& added) {
+    added.visit(
+        [&](std::size_t group, const LargeArray<float>& values) { sketch->add(group, values); });
+  }
+  void sketch_samples() {
+    if (sketch) return;
+    sketch.emplace(groups());
+    if (samples) add_to_sketch(*samples);
+    samples.reset();
   }
 
   void check_group(std::size_t group) const {
@@ -54,16 +93,96 @@ struct Observer::State {
                      std::to_string(groups()));
   }
 
+  void check_keeps_values() const {
+    if (!options.range_only) return;
+    throw StateError("only the range of the values was kept (range_only), not their counts");
+  }
+
   void check_channels(std::int64_t other) const {
     if (channels == 0 || other == channels) return;
     throw StateError("this batch has " + std::to_string(other) + " channels, the ones before had " +
                      std::to_string(channels) +
                      "; a layer keeps its last dimension from batch to batch");
   }
+
+  void check_finite(std::int64_t non_finite, const TensorView& batch) const {
+    if (non_finite == 0 || options.nonfinite == NonFinitePolicy::kSkip) return;
+    const std::int64_t first = first_non_finite(batch);
+    throw NonFiniteError(std::to_string(non_finite) + " of " + std::to_string(batch.size()) +
+                             " values of the batch are NaN or infinite, the first at index " +
+                             std::to_string(first) + " of shape " + to_string(batch.shape) +
+                             "; mend the model's input, or set nonfinite to 'skip'",
+                         non_finite, first);
+  }
+
+  /// Adds the values of a batch, and returns how many are not finite.
+  std::int64_t add(const TensorView& batch) {
+    // A count finds non-finite values by itself; everything else is scanned first.
+    const bool by_tables = !options.range_only && granularity == Granularity::kPerTensor &&
+                           batch.dtype != DType::kFloat32 && TensorCounts::suits_tables(batch);
+    if (by_tables) {
+      TensorCounts::Batch counted = TensorCounts::count(batch);
+      const auto non_finite = static_cast<std::int64_t>(counted.non_finite());
+      check_finite(non_finite, batch);
+      channels = batch.channels();
+      tensor_counts(batch.dtype).add(std::move(counted));
+      return non_finite;
+    }
+    const kernels::ScanResult scanned = scan(batch);
+    check_finite(scanned.non_finite, batch);
+    channels = batch.channels();
+    if (options.range_only) {
+      if (!ranges) ranges.emplace(groups());
+      ranges->add(batch, scanned);
+    } else if (batch.dtype == DType::kFloat32) {
+      add_float32(batch, scanned.non_finite > 0);
+    } else if (granularity == Granularity::kPerTensor) {
+      tensor_counts(batch.dtype).add(batch);
+    } else {
+      ChannelCounts& counts = channel_counts(batch.dtype);
+      if (batches == 0) counts.reserve(expected(batch.rows(), ChannelCounts::kStagedRows));
+      counts.add(batch);
+    }
+    return scanned.non_finite;
+  }
+
+  void add_float32(const TensorView& batch, bool any_non_finite) {
+    make_room(static_cast<std::size_t>(batch.size()));
+    if (sketch) {
+      sketch->add(batch);
+      return;
+    }
+    if (!samples) {
+      samples.emplace(groups());
+      const auto limit = static_cast<std::int64_t>(options.sample_bytes / sizeof(float));
+      samples->reserve(static_cast<std::size_t>(expected(batch.size(), limit)));
+    }
+    samples->add(batch, any_non_finite);
+  }
+
+  void merge_float32(const State& from) {
+    if (from.samples) {
+      make_room(from.samples->size());
+      if (&from == this && sketch) return sketch->merge(*sketch);
+    }
+    if (from.sketch) sketch_samples();
+    if (from.sketch) {
+      sketch->merge(*from.sketch);
+    } else if (from.samples && sketch) {
+      add_to_sketch(*from.samples);
+    } else if (from.samples) {
+      if (!samples) samples.emplace(groups());
+      samples->merge(*from.samples);
+    }
+  }
+
+  int storages() const {
+    return (float16 ? 1 : 0) + (bfloat16 ? 1 : 0) + (samples ? 1 : 0) + (sketch ? 1 : 0);
+  }
 };
 
-Observer::Observer(Granularity granularity, NonFinitePolicy nonfinite)
-    : state_(std::make_unique<State>(granularity, nonfinite)) {}
+Observer::Observer(Granularity granularity, const ObserverOptions& options)
+    : state_(std::make_unique<State>(granularity, options)) {}
 Observer::Observer(Observer&&) noexcept = default;
 Observer& Observer::operator=(Observer&&) noexcept = default;
 Observer::~Observer() = default;
@@ -76,28 +195,9 @@ void Observer::observe(const TensorView& batch) {
                      " has no values; leave empty batches out");
   }
   state.check_channels(batch.channels());
-  const NonFinite bad = find_non_finite(batch);
-  if (bad.count > 0 && state.nonfinite == NonFinitePolicy::kRaise) {
-    throw NonFiniteError(std::to_string(bad.count) + " of " + std::to_string(batch.size()) +
-                             " values of the batch are NaN or infinite, the first at index " +
-                             std::to_string(bad.first_index) + " of shape " +
-                             to_string(batch.shape) +
-                             "; mend the model's input, or set nonfinite to 'skip'",
-                         bad.count, bad.first_index);
-  }
-
-  state.channels = batch.channels();
-  if (batch.dtype == DType::kFloat32) {
-    const bool first = !state.float32;
-    FloatSamples& samples = state.samples();
-    if (first) samples.reserve(state.expected_samples(batch.size()));
-    samples.add(batch, bad.count > 0);
-  } else {
-    state.counts_for(batch.dtype).add(batch);
-  }
+  state.skipped += state.add(batch);
   state.batches += 1;
   state.rows += batch.rows();
-  state.skipped += bad.count;
 }
 
 void Observer::merge(const Observer& other) {
@@ -107,12 +207,21 @@ void Observer::merge(const Observer& other) {
     throw StateError("cannot merge " + std::string(name_of(from.granularity)) +
                      " observations into " + std::string(name_of(state.granularity)) + " ones");
   }
+  if (state.options.range_only != from.options.range_only)
+    throw StateError("cannot merge ranges with counts");
   if (from.channels == 0) return;
   state.check_channels(from.channels);
   state.channels = from.channels;
-  if (from.float16) state.counts_for(DType::kFloat16).merge(*from.float16);
-  if (from.bfloat16) state.counts_for(DType::kBFloat16).merge(*from.bfloat16);
-  if (from.float32) state.samples().merge(*from.float32);
+  if (from.ranges) {
+    if (!state.ranges) state.ranges.emplace(state.groups());
+    state.ranges->merge(*from.ranges);
+  }
+  for (const DType dtype : {DType::kFloat16, DType::kBFloat16}) {
+    const HalfStorage& storage = dtype == DType::kFloat16 ? from.float16 : from.bfloat16;
+    if (storage.tensor) state.tensor_counts(dtype).merge(*storage.tensor);
+    if (storage.channel) state.channel_counts(dtype).merge(*storage.channel);
+  }
+  state.merge_float32(from);
   state.batches += from.batches;
   state.rows += from.rows;
   state.skipped += from.skipped;
@@ -124,25 +233,59 @@ std::int64_t Observer::rows() const { return state_->rows; }
 std::int64_t Observer::channels() const { return state_->channels; }
 std::int64_t Observer::non_finite_count() const { return state_->skipped; }
 std::size_t Observer::groups() const { return state_->groups(); }
+bool Observer::is_sketch() const { return state_->sketch.has_value(); }
 
-void Observer::expect_batches(std::int64_t count) {
-  state_->expected_batches = std::max<std::int64_t>(1, count);
+void Observer::visit(const Visit& visit) const& {
+  const State& state = *state_;
+  state.check_keeps_values();
+  if (groups() == 1) {
+    visit(0, value_counts(0));
+  } else if (state.storages() > 1) {
+    tbb::parallel_for(std::size_t{0}, groups(),
+                      [&](std::size_t group) { visit(group, value_counts(group)); });
+  } else if (state.float16 || state.bfloat16) {
+    (state.float16 ? state.float16 : state.bfloat16).channel->visit(visit);
+  } else if (state.samples) {
+    state.samples->visit([&](std::size_t group, LargeArray<float> samples) {
+      visit(group, ValueCounts::of(std::move(samples)));
+    });
+  } else if (state.sketch) {
+    state.sketch->visit(visit);
+  }
+}
+
+void Observer::visit(const Visit& visit) && {
+  if (groups() == 1 && state_->samples && state_->storages() == 1) {
+    visit(0, ValueCounts::of(state_->samples->take_samples()));
+    return;
+  }
+  std::as_const(*this).visit(visit);
 }
 
 ValueCounts Observer::value_counts(std::size_t group) const {
-  state_->check_group(group);
+  const State& state = *state_;
+  state.check_keeps_values();
+  state.check_group(group);
   ValueCounts result;
-  if (state_->float16) result = state_->float16->value_counts(group);
-  if (state_->bfloat16) result = ValueCounts::merged(result, state_->bfloat16->value_counts(group));
-  if (state_->float32) result = ValueCounts::merged(result, state_->float32->value_counts(group));
+  if (state.float16) result = state.float16.value_counts(group);
+  if (state.bfloat16)
+    result = ValueCounts::merged(std::move(result), state.bfloat16.value_counts(group));
+  if (state.samples) {
+    result =
+        ValueCounts::merged(std::move(result), ValueCounts::of(state.samples->samples_of(group)));
+  }
+  if (state.sketch)
+    result = ValueCounts::merged(std::move(result), state.sketch->value_counts(group));
   return result;
 }
 
-ValueCounts Observer::take_value_counts(std::size_t group) && {
-  const bool samples_alone = state_->float32 && !state_->float16 && !state_->bfloat16;
-  if (!samples_alone || groups() != 1) return value_counts(group);
-  state_->check_group(group);
-  return state_->float32->take_value_counts();
+ValueRange Observer::range(std::size_t group) const {
+  const State& state = *state_;
+  if (!state.options.range_only)
+    throw StateError("range() is for observers that keep nothing else (range_only)");
+  state.check_group(group);
+  const kernels::ScanResult& range = state.ranges->range(group);
+  return {range.min, range.max};
 }
 
 }  // namespace amct

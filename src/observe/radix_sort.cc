@@ -5,6 +5,7 @@
 #include <bit>
 #include <cstdint>
 #include <utility>
+#include <vector>
 
 namespace amct {
 namespace {
@@ -31,7 +32,7 @@ std::uint32_t digit(std::uint32_t key, int pass) {
 
 }  // namespace
 
-void radix_sort(std::vector<float>& values) {
+void radix_sort(std::span<float> values) {
   if (values.size() < kSmall) {
     std::ranges::sort(values);
     return;

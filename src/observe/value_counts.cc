@@ -3,12 +3,16 @@
 #include "amct/core/error.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstddef>
 #include <functional>
 #include <limits>
 #include <string>
 #include <utility>
+
+#include <tbb/blocked_range.h>
+#include <tbb/parallel_for.h>
 
 #include "kernels/scan.h"
 #include "observe/radix_sort.h"
@@ -19,8 +23,9 @@ namespace {
 // Up to here sorting is cheap, and equal values are then counted together.
 constexpr std::size_t kSortedSamples = 4096;
 
-// Values whose extremes are looked at together.
+// Samples whose extremes are known, and blocks of them that a thread scans at once.
 constexpr std::size_t kBlock = 1024;
+constexpr std::size_t kTaskBlocks = 256;
 
 constexpr auto kMaxTotal = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
 
@@ -37,33 +42,27 @@ void check_rank(std::uint64_t k, std::uint64_t total) {
   }
 }
 
-/// The k-th of the samples in the order of `before`, 1-based. Keeps the first k met so far, so a
-/// small k costs one comparison a value.
+/// The k-th of the samples in the order of `before`, 1-based. `extremes` are the first of each
+/// kBlock samples in that order, and all samples count once.
 template <typename Before>
-float kth_of_samples(std::span<const float> samples, std::uint64_t k, Before before) {
+float kth_of_samples(std::span<const float> samples, const std::vector<float>& extremes,
+                     std::uint64_t k, Before before) {
   const std::size_t wanted = k;
   std::vector<float> kept;
-  if (wanted > samples.size() / 16) {
+  if (wanted >= extremes.size()) {
     kept.assign(samples.begin(), samples.end());
   } else {
-    // Twice as many are let in before the surplus is thrown out, which costs little a value.
-    const std::size_t limit = 2 * wanted + 64;
-    bool bounded = false;
-    float bound = 0;
-    for (std::size_t begin = 0; begin < samples.size(); begin += kBlock) {
-      const auto block = samples.subspan(begin, std::min(kBlock, samples.size() - begin));
-      // Most blocks hold nothing that comes before the bound, which their extremes tell at once.
-      const kernels::ScanResult range = kernels::scan_float32(block.data(), block.size());
-      if (bounded && !before(before(range.min, range.max) ? range.min : range.max, bound)) continue;
-      for (const float sample : block) {
-        if (bounded && !before(sample, bound)) continue;
-        kept.push_back(sample);
-        if (kept.size() < limit) continue;
-        const auto last = kept.begin() + static_cast<std::ptrdiff_t>(wanted - 1);
-        std::ranges::nth_element(kept, last, before);
-        bound = *last;
-        bounded = true;
-        kept.resize(wanted);
+    // The k-th of some samples does not come before the k-th of all, so blocks whose extreme comes
+    // after it hold none that is looked for: k blocks are left, more only where values repeat.
+    std::vector<float> sorted = extremes;
+    const auto last = sorted.begin() + static_cast<std::ptrdiff_t>(wanted - 1);
+    std::ranges::nth_element(sorted, last, before);
+    const float bound = *last;
+    for (std::size_t block = 0; block < extremes.size(); ++block) {
+      if (before(bound, extremes[block])) continue;
+      const std::size_t begin = block * kBlock;
+      for (const float sample : samples.subspan(begin, std::min(kBlock, samples.size() - begin))) {
+        if (!before(bound, sample)) kept.push_back(sample);
       }
     }
   }
@@ -74,7 +73,7 @@ float kth_of_samples(std::span<const float> samples, std::uint64_t k, Before bef
 
 }  // namespace
 
-ValueCounts::ValueCounts(std::vector<float> values, std::vector<std::uint64_t> counts)
+ValueCounts::ValueCounts(LargeArray<float> values, std::vector<std::uint64_t> counts)
     : values_(std::move(values)), counts_(std::move(counts)) {
   if (values_.size() != counts_.size()) {
     throw ValueError("value counts: " + std::to_string(values_.size()) + " values but " +
@@ -92,19 +91,42 @@ ValueCounts::ValueCounts(std::vector<float> values, std::vector<std::uint64_t> c
   set_range();
 }
 
-ValueCounts ValueCounts::of(std::vector<float> samples) {
+ValueCounts ValueCounts::of(LargeArray<float> samples) {
   if (samples.size() <= kSortedSamples) return sorted_from(std::move(samples));
   ValueCounts result;
-  const kernels::ScanResult range = kernels::scan_float32(samples.data(), samples.size());
-  if (range.non_finite > 0) throw ValueError("value counts: a value is not finite");
+  const std::size_t blocks = (samples.size() + kBlock - 1) / kBlock;
+  result.block_min_.resize(blocks);
+  result.block_max_.resize(blocks);
+  std::atomic<bool> all_finite = true;
+  const auto scan_blocks = [&](const tbb::blocked_range<std::size_t>& range) {
+    for (std::size_t block = range.begin(); block < range.end(); ++block) {
+      const std::size_t begin = block * kBlock;
+      const kernels::ScanResult found =
+          kernels::scan_float32(samples.data() + begin, std::min(kBlock, samples.size() - begin));
+      result.block_min_[block] = found.min;
+      result.block_max_[block] = found.max;
+      if (found.non_finite > 0) all_finite = false;
+    }
+  };
+  const tbb::blocked_range<std::size_t> all(0, blocks, kTaskBlocks);
+  if (blocks <= kTaskBlocks) {
+    scan_blocks(all);
+  } else {
+    tbb::parallel_for(all, scan_blocks);
+  }
+  if (!all_finite) throw ValueError("value counts: a value is not finite");
   result.total_ = samples.size();
-  result.min_ = range.min;
-  result.max_ = range.max;
+  result.min_ = *std::ranges::min_element(result.block_min_);
+  result.max_ = *std::ranges::max_element(result.block_max_);
   result.values_ = std::move(samples);
   return result;
 }
 
-ValueCounts ValueCounts::sorted_from(std::vector<float> samples) {
+ValueCounts ValueCounts::of(std::span<const float> samples) {
+  return of(LargeArray<float>(samples.begin(), samples.end()));
+}
+
+ValueCounts ValueCounts::sorted_from(LargeArray<float> samples) {
   radix_sort(samples);
   ValueCounts result;
   result.total_ = samples.size();
@@ -167,7 +189,7 @@ float ValueCounts::max_abs() const { return std::max(std::fabs(min_), std::fabs(
 
 float ValueCounts::kth_smallest(std::uint64_t k) const {
   check_rank(k, total_);
-  if (!is_sorted()) return kth_of_samples(values_, k, std::less<>());
+  if (!is_sorted()) return kth_of_samples(values_, block_min_, k, std::less<>());
   std::size_t i = 0;
   for (std::uint64_t seen = counts_[0]; seen < k; seen += counts_[i]) ++i;
   return values_[i];
@@ -175,7 +197,7 @@ float ValueCounts::kth_smallest(std::uint64_t k) const {
 
 float ValueCounts::kth_largest(std::uint64_t k) const {
   check_rank(k, total_);
-  if (!is_sorted()) return kth_of_samples(values_, k, std::greater<>());
+  if (!is_sorted()) return kth_of_samples(values_, block_max_, k, std::greater<>());
   std::size_t i = values_.size() - 1;
   for (std::uint64_t seen = counts_[i]; seen < k; seen += counts_[i]) --i;
   return values_[i];

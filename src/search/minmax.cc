@@ -4,17 +4,26 @@ namespace amct {
 
 SearchResult minmax(const ValueCounts& values, const MinMaxOptions& options) {
   require_values(values);
-  return {.params = minmax_params(options.grid, values.min(), values.max(), options.with_offset),
-          .clip_min = values.min(),
-          .clip_max = values.max(),
+  return minmax(values.min(), values.max(), options);
+}
+
+SearchResult minmax(float low, float high, const MinMaxOptions& options) {
+  return {.params = minmax_params(options.grid, low, high, options.with_offset),
+          .clip_min = low,
+          .clip_max = high,
           .loss = 0};
 }
 
 Algorithm minmax_algorithm() {
   return {.spec = {.name = "minmax", .options = {}},
-          .search = [](const ValueCounts& values, bool with_offset, const OptionMap& /*options*/) {
-            return minmax(values, {.with_offset = with_offset});
-          }};
+          .search =
+              [](const ValueCounts& values, bool with_offset, const OptionMap& /*options*/) {
+                return minmax(values, {.with_offset = with_offset});
+              },
+          .search_range =
+              [](float low, float high, bool with_offset, const OptionMap& /*options*/) {
+                return minmax(low, high, {.with_offset = with_offset});
+              }};
 }
 
 }  // namespace amct

@@ -15,8 +15,6 @@
 #include <shared_mutex>
 #include <utility>
 
-#include <tbb/parallel_for.h>
-
 namespace amct {
 namespace {
 
@@ -31,15 +29,18 @@ class Stopwatch {
 };
 
 struct Layer {
-  Layer(LayerConfig layer_config, bool offset, std::int64_t batch_num)
+  Layer(LayerConfig layer_config, bool offset, std::int64_t batch_num, std::size_t sample_bytes)
       : config(std::move(layer_config)),
         with_offset(offset),
-        observer(Observer(config.granularity, config.nonfinite)) {
-    observer->expect_batches(batch_num);
-  }
+        algorithm(*find_algorithm(config.algorithm)),
+        observer(Observer(config.granularity, {.nonfinite = config.nonfinite,
+                                               .range_only = algorithm.search_range != nullptr,
+                                               .expected_batches = batch_num,
+                                               .sample_bytes = sample_bytes})) {}
 
   LayerConfig config;
   bool with_offset;
+  const Algorithm& algorithm;
   std::mutex mutex;                  // guards what follows
   std::optional<Observer> observer;  // empty once finished
   double observe_seconds = 0;
@@ -49,14 +50,38 @@ struct Layer {
 struct GroupResult {
   QuantParams params;
   QuantizationError error;
-  float min = 0;
-  float max = 0;
+  ValueRange range{};
 };
+
+std::vector<GroupResult> solve_ranges(const Layer& layer, const Observer& observer) {
+  std::vector<GroupResult> groups(observer.groups());
+  for (std::size_t group = 0; group < groups.size(); ++group) {
+    const ValueRange range = observer.range(group);
+    if (range.min > range.max) require_values({});
+    groups[group].range = range;
+    groups[group].params =
+        layer.algorithm.search_range(range.min, range.max, layer.with_offset, layer.config.options)
+            .params;
+  }
+  return groups;
+}
+
+std::vector<GroupResult> solve_counts(const Layer& layer, Observer& observer) {
+  std::vector<GroupResult> groups(observer.groups());
+  std::move(observer).visit([&](std::size_t group, const ValueCounts& values) {
+    const QuantParams params =
+        layer.algorithm.search(values, layer.with_offset, layer.config.options).params;
+    groups[group] = {.params = params,
+                     .error = quantization_error(values, kInt8, params),
+                     .range = {values.min(), values.max()}};
+  });
+  return groups;
+}
 
 /// Searches every group of a layer that has seen all its batches.
 LayerResult solve(const Layer& layer, Observer& observer) {
   const Stopwatch watch;
-  const Algorithm& algorithm = *find_algorithm(layer.config.algorithm);
+  const bool range_only = layer.algorithm.search_range != nullptr;
   LayerResult result;
   result.name = layer.config.name;
   result.algorithm = layer.config.algorithm;
@@ -66,39 +91,42 @@ LayerResult solve(const Layer& layer, Observer& observer) {
   result.rows = observer.rows();
   result.channels = observer.channels();
   result.non_finite = observer.non_finite_count();
-  std::vector<GroupResult> groups(observer.groups());
-  const auto solve_group = [&](std::size_t group) {
-    const ValueCounts values = std::move(observer).take_value_counts(group);
-    const SearchResult found = algorithm.search(values, layer.with_offset, layer.config.options);
-    groups[group] = {found.params, quantization_error(values, kInt8, found.params), values.min(),
-                     values.max()};
-  };
-  if (groups.size() == 1) {
-    solve_group(0);
-  } else {
-    tbb::parallel_for(std::size_t{0}, groups.size(), solve_group);
-  }
+  result.is_sketch = observer.is_sketch();
+  const std::vector<GroupResult> groups =
+      range_only ? solve_ranges(layer, observer) : solve_counts(layer, observer);
   // Sums go in channel order, whatever order the threads took.
   QuantizationError error;
-  result.min = groups.front().min;
-  result.max = groups.front().max;
+  result.min = groups.front().range.min;
+  result.max = groups.front().range.max;
   for (const GroupResult& group : groups) {
     result.params.push_back(group.params);
     error += group.error;
-    result.min = std::min(result.min, group.min);
-    result.max = std::max(result.max, group.max);
+    result.min = std::min(result.min, group.range.min);
+    result.max = std::max(result.max, group.range.max);
   }
-  result.sqnr_db = error.sqnr_db();
-  result.clipped_fraction = error.clipped_fraction();
+  if (!range_only) {
+    result.sqnr_db = error.sqnr_db();
+    result.clipped_fraction = error.clipped_fraction();
+  }
   result.observe_seconds = layer.observe_seconds;
   result.search_seconds = watch.seconds();
   return result;
+}
+
+// Layers that an operator's memory budget is cut for.
+constexpr std::size_t kOperatorLayers = 64;
+
+/// Bytes of float32 values that one of `layers` layers may keep.
+std::size_t share_of(const SessionOptions& options, std::int64_t batch_num, std::size_t layers) {
+  if (batch_num == 1) return options.memory_budget;
+  return options.memory_budget / std::max<std::size_t>(1, layers);
 }
 
 }  // namespace
 
 struct Session::Impl {
   std::int64_t batch_num = 1;
+  std::size_t sample_bytes = 0;  // of a layer
   std::string record_file;
   std::vector<std::string> order;        // the configuration's names; empty for an operator
   std::optional<LayerConfig> any_layer;  // how a layer without a name of its own is calibrated
@@ -125,7 +153,7 @@ struct Session::Impl {
       LayerConfig config = *any_layer;
       config.name = name;
       const bool with_offset = config.asymmetric.value_or(true);
-      slot = std::make_unique<Layer>(std::move(config), with_offset, batch_num);
+      slot = std::make_unique<Layer>(std::move(config), with_offset, batch_num, sample_bytes);
     }
     return *slot;
   }
@@ -139,12 +167,14 @@ struct Session::Impl {
   }
 };
 
-Session::Session(CalibrationConfig config, std::string record_file) : impl_(new Impl) {
+Session::Session(CalibrationConfig config, std::string record_file, const SessionOptions& options)
+    : impl_(new Impl) {
   check_output_path(record_file);
   if (config.batch_num < 1) {
     throw ValueError("batch_num must be > 0, not " + std::to_string(config.batch_num));
   }
   impl_->batch_num = config.batch_num;
+  impl_->sample_bytes = share_of(options, config.batch_num, config.layers.size());
   impl_->record_file = std::move(record_file);
   for (LayerConfig& layer : config.layers) {
     const bool with_offset = config.with_offset(layer);
@@ -152,17 +182,20 @@ Session::Session(CalibrationConfig config, std::string record_file) : impl_(new 
       throw ValueError("layer '" + layer.name + "': no algorithm '" + layer.algorithm + "'");
     }
     impl_->order.push_back(layer.name);
-    auto made = std::make_unique<Layer>(std::move(layer), with_offset, impl_->batch_num);
+    auto made = std::make_unique<Layer>(std::move(layer), with_offset, impl_->batch_num,
+                                        impl_->sample_bytes);
     if (!impl_->layers.emplace(impl_->order.back(), std::move(made)).second) {
       throw ValueError("layer '" + impl_->order.back() + "' is configured twice");
     }
   }
 }
 
-Session::Session(OperatorParams params, std::string record_file) : impl_(new Impl) {
+Session::Session(OperatorParams params, std::string record_file, const SessionOptions& options)
+    : impl_(new Impl) {
   check_output_path(record_file);
   check_mergeable(record_file);  // not only after all batches were observed
   impl_->batch_num = params.batch_num;
+  impl_->sample_bytes = share_of(options, params.batch_num, kOperatorLayers);
   impl_->record_file = std::move(record_file);
   impl_->any_layer = std::move(params.layer);
 }

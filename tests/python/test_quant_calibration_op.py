@@ -23,7 +23,8 @@ from helpers import DTYPES, columns_of, factors_of, record_of, tokens
 def test_names_and_defaults() -> None:
     assert amct.QuantCalibrationOp is QuantCalibrationOp
     parameters = inspect.signature(QuantCalibrationOp).parameters
-    assert list(parameters) == ["record_file", "quant_algo_params", "quant_method"]
+    assert list(parameters) == ["record_file", "quant_algo_params", "quant_method", "memory_budget"]
+    assert parameters["memory_budget"].kind is inspect.Parameter.KEYWORD_ONLY  # an extension
     assert parameters["record_file"].default is inspect.Parameter.empty
     assert parameters["quant_algo_params"].default is None
     assert parameters["quant_method"].default == "kv_cache_quant"

@@ -8,21 +8,45 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 
 namespace amct {
 
-/// Observes the batches of one layer.
+struct ObserverOptions {
+  NonFinitePolicy nonfinite = NonFinitePolicy::kRaise;
+  /// Keep the range of the values alone, for searches that need no more: no memory to speak of.
+  bool range_only = false;
+  /// How many batches like the first one will come, so that values get their memory in one piece.
+  /// Only a hint.
+  std::int64_t expected_batches = 1;
+  /// Bytes of float32 values that are kept as they are; past them they are sketched.
+  std::size_t sample_bytes = std::size_t{1} << 30;
+};
+
+/// Smallest and largest value; min > max where there is none.
+struct ValueRange {
+  float min;
+  float max;
+};
+
+/// Observes the batches of one layer. A layer may change its dtype from batch to batch.
 ///
-/// float16 and bfloat16 values are counted exactly: memory is bounded by their 65,536 patterns a
-/// group, in pages of 1 KiB for each run of 256 patterns that occur, whatever the number of
-/// batches. float32 values are kept as they are. A layer may change its dtype from batch to batch.
+/// float16 and bfloat16 values are counted exactly, by their 65,536 patterns, in memory that does
+/// not grow with the number of batches: at most 512 KiB per tensor, and per channel 16 KiB for rows
+/// that are not counted yet, beside the counts (1 KiB or less for each 256 patterns that occur).
+///
+/// float32 values are kept as they are up to `sample_bytes`. With more than that in all, they are
+/// counted in log-linear bins, 2^-10 of a value wide per tensor and 2^-8 per channel; the range
+/// stays exact. That takes at most 1 MiB per tensor.
 ///
 /// The result depends only on the multiset of values: not on how they were cut into batches, nor on
-/// the batches' order. Not thread-safe; Session locks.
+/// the batches' order, nor on the number of threads. Not thread-safe; Session locks.
 class Observer {
  public:
-  explicit Observer(Granularity granularity, NonFinitePolicy nonfinite = NonFinitePolicy::kRaise);
+  using Visit = std::function<void(std::size_t group, const ValueCounts& values)>;
+
+  explicit Observer(Granularity granularity, const ObserverOptions& options = {});
   Observer(Observer&&) noexcept;
   Observer& operator=(Observer&&) noexcept;
   ~Observer();
@@ -33,7 +57,7 @@ class Observer {
   void observe(const TensorView& batch);
 
   /// Adds everything `other` (which may be this object) has seen, batches included. Throws
-  /// StateError where the granularity or the number of channels differs.
+  /// StateError where the granularity, range_only or the number of channels differs.
   void merge(const Observer& other);
 
   Granularity granularity() const;
@@ -43,15 +67,19 @@ class Observer {
   std::int64_t non_finite_count() const;  ///< values left out under kSkip
   /// Number of groups that get factors of their own: 1, or channels(); 0 before the first batch.
   std::size_t groups() const;
+  /// Whether float32 values went beyond sample_bytes, so that counts are those of a sketch.
+  bool is_sketch() const;
 
-  /// The values of group `group` < groups() over all batches. Threads may ask for groups at once.
+  /// Calls visit(group, values) once for every group, on several threads at once, which costs less
+  /// than asking group by group. Throws StateError where only ranges were kept.
+  void visit(const Visit& visit) const&;
+  /// The same, for an observer that is not used any more: values may be moved instead of copied.
+  void visit(const Visit& visit) &&;
+  /// The values of one group < groups() over all batches. Throws ValueError for another one, and
+  /// StateError where only ranges were kept.
   ValueCounts value_counts(std::size_t group) const;
-  /// The same, for an observer that is not used any more: a group that is all of it is moved out.
-  ValueCounts take_value_counts(std::size_t group) &&;
-
-  /// Says how many batches like the first one will come, so that float32 values get their memory in
-  /// one piece. Only a hint.
-  void expect_batches(std::int64_t count);
+  /// The range of one group, of range_only observers. Throws as value_counts does.
+  ValueRange range(std::size_t group) const;
 
  private:
   struct State;

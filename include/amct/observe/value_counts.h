@@ -1,6 +1,8 @@
 // Which values occurred, and how often: all that a search needs to know of the data.
 #pragma once
 
+#include "amct/core/large_array.h"
+
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -22,11 +24,12 @@ class ValueCounts {
   /// Sorted form, of values and counts of equal length. Values must be finite and strictly
   /// ascending (-0 is taken as 0), counts positive. Throws ValueError otherwise, and where the
   /// counts' sum does not fit 63 bits.
-  ValueCounts(std::vector<float> values, std::vector<std::uint64_t> counts);
+  ValueCounts(LargeArray<float> values, std::vector<std::uint64_t> counts);
 
   /// Counts `samples`, which may hold duplicates in any order but must be finite: sorted form where
   /// they are few, else samples.
-  static ValueCounts of(std::vector<float> samples);
+  static ValueCounts of(LargeArray<float> samples);
+  static ValueCounts of(std::span<const float> samples);
 
   /// The union of two multisets, sorted. Throws ValueError where the total does not fit 63 bits.
   static ValueCounts merged(ValueCounts first, ValueCounts second);
@@ -58,11 +61,14 @@ class ValueCounts {
   friend bool operator==(const ValueCounts& first, const ValueCounts& second);
 
  private:
-  static ValueCounts sorted_from(std::vector<float> samples);
+  static ValueCounts sorted_from(LargeArray<float> samples);
   void set_range();  // of sorted values
 
-  std::vector<float> values_;
+  LargeArray<float> values_;
   std::vector<std::uint64_t> counts_;
+  // Smallest and largest of each kBlock samples, for order statistics; empty where is_sorted().
+  std::vector<float> block_min_;
+  std::vector<float> block_max_;
   std::uint64_t total_ = 0;
   float min_ = 0;
   float max_ = 0;

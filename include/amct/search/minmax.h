@@ -14,6 +14,8 @@ struct MinMaxOptions {
 
 /// Factors that cover all values; see minmax_params. Throws StateError where `values` is empty.
 SearchResult minmax(const ValueCounts& values, const MinMaxOptions& options = {});
+/// The same for values whose smallest and largest are known.
+SearchResult minmax(float low, float high, const MinMaxOptions& options = {});
 
 Algorithm minmax_algorithm();
 

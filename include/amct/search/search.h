@@ -23,6 +23,10 @@ struct SearchResult {
 struct Algorithm {
   AlgorithmSpec spec;
   SearchResult (*search)(const ValueCounts& values, bool with_offset, const OptionMap& options);
+  /// The same from the range alone, for algorithms that need no more of the values; else null.
+  /// low <= high.
+  SearchResult (*search_range)(float low, float high, bool with_offset,
+                               const OptionMap& options) = nullptr;
 };
 
 /// All algorithms, the default one first.

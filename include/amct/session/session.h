@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -28,10 +29,15 @@ struct LayerResult {
   float min = 0;                    ///< smallest value observed
   float max = 0;                    ///< largest value observed
   std::vector<QuantParams> params;  ///< one, or one a channel
-  double sqnr_db = 0;               ///< signal to quantization noise ratio over all values, in dB
-  double clipped_fraction = 0;      ///< share of values outside the grid, 0 to 1
-  double observe_seconds = 0;       ///< time spent counting, summed over the calls
-  double search_seconds = 0;        ///< time spent searching
+  /// Signal to quantization noise ratio over all values, in dB, and the share of values outside the
+  /// grid, 0 to 1. Unknown where the algorithm needs, and the layer kept, the range alone.
+  std::optional<double> sqnr_db;
+  std::optional<double> clipped_fraction;
+  /// Whether there were more float32 values than the memory budget holds, so that factors are those
+  /// of a sketch (see Observer).
+  bool is_sketch = false;
+  double observe_seconds = 0;  ///< time spent counting, summed over the calls
+  double search_seconds = 0;   ///< time spent searching
 };
 
 /// A layer that has not seen all its batches.
@@ -53,6 +59,14 @@ struct Observation {
   std::vector<std::string> overwritten;
 };
 
+struct SessionOptions {
+  /// Bytes that float32 values may take over all layers before layers are sketched. A layer's share
+  /// does not depend on the others' progress, so that results do not either: all of it where a
+  /// layer is done after one batch, else an equal part for each layer of the configuration, or the
+  /// 64th part for each layer of an operator, which does not know how many will come.
+  std::size_t memory_budget = std::size_t{1} << 30;
+};
+
 /// Calibrates layers and merges each into the record file as it finishes. Thread-safe: layers are
 /// observed independently, calls for one layer wait for each other. The record holds the same bits
 /// whatever the number of threads and the order of the batches.
@@ -61,11 +75,11 @@ class Session {
   /// Calibrates the layers of `config`, whose order is the record's. Throws ValueError for a
   /// batch_num below 1, an unknown algorithm, a layer configured twice, or a record_file that
   /// cannot name a file.
-  Session(CalibrationConfig config, std::string record_file);
+  Session(CalibrationConfig config, std::string record_file, const SessionOptions& options = {});
   /// Calibrates whatever layer comes, all in one way; the record has them in the order they finish.
   /// Throws ValueError for a record_file that cannot name a file, or that is there and is not a
   /// record, and IoError where it cannot be read.
-  Session(OperatorParams params, std::string record_file);
+  Session(OperatorParams params, std::string record_file, const SessionOptions& options = {});
   Session(Session&&) noexcept;
   Session& operator=(Session&&) noexcept;
   ~Session();

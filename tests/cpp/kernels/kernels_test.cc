@@ -7,10 +7,12 @@
 #include <gtest/gtest.h>
 
 #include "kernels/bins.h"
+#include "kernels/collect.h"
 #include "kernels/count.h"
 #include "kernels/every_target.h"
 #include "kernels/rounding_error.h"
 #include "kernels/scan.h"
+#include "kernels/turn.h"
 #include "support/data.h"
 
 namespace amct::kernels {
@@ -72,6 +74,72 @@ TEST_P(KernelTest, ScanOfHalves) {
         }
       }
     }
+  });
+}
+
+TEST_P(KernelTest, MagnitudeRangeOfHalves) {
+  on_every_target([] {
+    for (const DType dtype : {DType::kFloat16, DType::kBFloat16}) {
+      for (const std::size_t size : kSizes) {
+        std::vector<std::uint16_t> x = halves(dtype, values(size));
+        EXPECT_EQ(magnitude_range(x.data(), x.size()), magnitude_range_scalar(x.data(), x.size()));
+        x.front() = 0x8000;
+        x.back() = 0xFFFF;
+        EXPECT_EQ(magnitude_range(x.data(), x.size()), magnitude_range_scalar(x.data(), x.size()));
+      }
+    }
+  });
+}
+
+TEST_P(KernelTest, CollectedPages) {
+  on_every_target([] {
+    for (const DType dtype : {DType::kFloat16, DType::kBFloat16}) {
+      std::vector<std::uint16_t> x = halves(dtype, values(9001));
+      x.push_back(0x7FFF);
+      x.push_back(exponent_mask(dtype));
+      std::vector<std::uint32_t> tables(2 * kPatterns);
+      count_patterns(x.data(), x.size(), tables.data(), tables.data() + kPatterns);
+      std::vector<std::uint32_t> twins = tables;
+      for (std::size_t page = 0; page < kPatterns / kPageSize; ++page) {
+        std::vector<float> found(kPageSize + kCollectSlack);
+        std::vector<float> expected = found;
+        std::vector<std::uint32_t> counts(found.size());
+        std::vector<std::uint32_t> expected_counts(found.size());
+        const std::size_t written = collect_page(
+            dtype, page, tables.data(), tables.data() + kPatterns, found.data(), counts.data());
+        ASSERT_EQ(written, collect_page_scalar(dtype, page, twins.data(), twins.data() + kPatterns,
+                                               expected.data(), expected_counts.data()));
+        for (std::size_t i = 0; i < written; ++i) {
+          ASSERT_EQ(found[i], expected[i]);
+          ASSERT_EQ(std::signbit(found[i]), std::signbit(expected[i]));
+          ASSERT_EQ(counts[i], expected_counts[i]);
+        }
+      }
+      EXPECT_EQ(tables, std::vector<std::uint32_t>(2 * kPatterns));
+      EXPECT_EQ(twins, tables);
+    }
+  });
+}
+
+TEST(TurnTest, RowsBecomeColumns) {
+  on_every_target([] {
+    const auto check = [](auto bits) {
+      using Bits = decltype(bits);
+      constexpr std::size_t kWidth = kStripWidth<Bits>;
+      for (const std::size_t rows : {1, 3, 4, 7, 8, 9, 256, 259}) {
+        std::vector<Bits> strip(rows * kWidth);
+        for (std::size_t i = 0; i < strip.size(); ++i) strip[i] = static_cast<Bits>(i * 7 + 1);
+        const std::size_t pitch = rows + 5;
+        std::vector<Bits> columns(kWidth * pitch);
+        std::vector<Bits> expected(kWidth * pitch);
+        turn(strip.data(), rows, columns.data(), pitch);
+        turn_scalar(strip.data(), rows, expected.data(), pitch);
+        EXPECT_EQ(columns, expected) << rows;
+        EXPECT_EQ(columns[2 * pitch], strip[2]);
+      }
+    };
+    check(std::uint16_t{});
+    check(std::uint32_t{});
   });
 }
 

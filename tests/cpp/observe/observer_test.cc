@@ -162,11 +162,11 @@ TEST_P(ObserverTest, NonFiniteBatchIsRefusedWholeAndTheObserverGoesOn) {
 
 TEST_P(ObserverTest, SkippedValuesAreCountedAndLeftOut) {
   const Tensor batch = make_tensor(GetParam(), {2, 3}, {1, kNan, 3, kInf, -kInf, 6});
-  Observer whole(Granularity::kPerTensor, NonFinitePolicy::kSkip);
+  Observer whole(Granularity::kPerTensor, {.nonfinite = NonFinitePolicy::kSkip});
   whole.observe(batch.view());
   EXPECT_EQ(whole.non_finite_count(), 3);
   EXPECT_EQ(whole.value_counts(0), ValueCounts({1, 3, 6}, {1, 1, 1}));
-  Observer channels(Granularity::kPerChannel, NonFinitePolicy::kSkip);
+  Observer channels(Granularity::kPerChannel, {.nonfinite = NonFinitePolicy::kSkip});
   channels.observe(batch.view());
   channels.observe(batch.view());
   EXPECT_EQ(channels.non_finite_count(), 6);
@@ -221,7 +221,7 @@ TEST(ObserverPatternTest, EverySixteenBitPatternIsEitherCountedOrNotFinite) {
       EXPECT_EQ(error.count(), special);
       EXPECT_EQ(error.first_index(), exponent_mask(dtype));  // +infinity comes first
     }
-    Observer lenient(Granularity::kPerTensor, NonFinitePolicy::kSkip);
+    Observer lenient(Granularity::kPerTensor, {.nonfinite = NonFinitePolicy::kSkip});
     lenient.observe(view);
     EXPECT_EQ(lenient.non_finite_count(), special);
     EXPECT_EQ(lenient.value_counts(0).total(), static_cast<std::uint64_t>(65536 - special));
@@ -253,6 +253,122 @@ TEST(ObserverMixedTest, CountsBeyond32BitsAddUpOverMerges) {
   const std::uint64_t times = std::uint64_t{1} << 35;
   EXPECT_EQ(observer.value_counts(0), ValueCounts({1, 2}, {times, 2 * times}));
   EXPECT_EQ(observer.rows(), static_cast<std::int64_t>(3 * times));
+}
+
+TEST_P(ObserverTest, VisitsEveryGroupOnceWithItsValues) {
+  const Tensor tensor = normal_tensor(GetParam(), {300, 70}, 12);
+  for (const Granularity granularity : {Granularity::kPerTensor, Granularity::kPerChannel}) {
+    Observer observer(granularity);
+    observer.observe(tensor.view());
+    observer.observe(tensor.view());
+    const std::vector<ValueCounts> expected = all_counts(observer);
+    std::vector<ValueCounts> visited(observer.groups());
+    observer.visit([&](std::size_t group, const ValueCounts& values) { visited[group] = values; });
+    EXPECT_EQ(visited, expected);
+    std::vector<ValueCounts> taken(observer.groups());
+    std::move(observer).visit(
+        [&](std::size_t group, const ValueCounts& values) { taken[group] = values; });
+    EXPECT_EQ(taken, expected);
+  }
+}
+
+TEST_P(ObserverTest, RangesAloneAreThoseOfTheValues) {
+  for (const Distribution distribution : support::kAllDistributions) {
+    const std::vector<float> x = support::sample(distribution, 40 * 33, 13);
+    const auto channels = x.size() == 1 ? std::int64_t{1} : std::int64_t{33};
+    const Tensor tensor =
+        make_tensor(GetParam(), {static_cast<std::int64_t>(x.size()) / channels, channels}, x);
+    for (const Granularity granularity : {Granularity::kPerTensor, Granularity::kPerChannel}) {
+      Observer values(granularity);
+      Observer ranges(granularity, {.range_only = true});
+      Observer merged(granularity, {.range_only = true});
+      values.observe(tensor.view());
+      ranges.observe(tensor.view());
+      merged.merge(ranges);
+      ASSERT_EQ(ranges.groups(), values.groups());
+      for (std::size_t group = 0; group < values.groups(); ++group) {
+        const ValueCounts counts = values.value_counts(group);
+        for (const Observer* observer : {&ranges, &merged}) {
+          EXPECT_EQ(observer->range(group).min, counts.min()) << support::name_of(distribution);
+          EXPECT_EQ(observer->range(group).max, counts.max());
+        }
+      }
+    }
+  }
+}
+
+TEST_P(ObserverTest, RangesLeaveOutWhatIsNotFinite) {
+  const Tensor batch = make_tensor(GetParam(), {2, 3}, {1, kNan, 3, kInf, -kInf, 6});
+  Observer refusing(Granularity::kPerChannel, {.range_only = true});
+  expect_error<NonFiniteError>([&] { refusing.observe(batch.view()); }, {"3 of 6", "index 1"});
+  EXPECT_EQ(refusing.batches(), 0);
+  Observer whole(Granularity::kPerTensor,
+                 {.nonfinite = NonFinitePolicy::kSkip, .range_only = true});
+  whole.observe(batch.view());
+  EXPECT_EQ(whole.range(0).min, 1);
+  EXPECT_EQ(whole.range(0).max, 6);
+  Observer channels(Granularity::kPerChannel,
+                    {.nonfinite = NonFinitePolicy::kSkip, .range_only = true});
+  channels.observe(batch.view());
+  EXPECT_EQ(channels.non_finite_count(), 3);
+  EXPECT_EQ(channels.range(0).max, 1);
+  EXPECT_GT(channels.range(1).min, channels.range(1).max);  // none
+  EXPECT_EQ(channels.range(2).min, 3);
+}
+
+TEST(ObserverMixedTest, RangesAndCountsAreNotTakenForEachOther) {
+  Observer ranges(Granularity::kPerTensor, {.range_only = true});
+  Observer counts(Granularity::kPerTensor);
+  const Tensor batch = make_tensor(DType::kBFloat16, {1, 2}, {1, 2});
+  ranges.observe(batch.view());
+  counts.observe(batch.view());
+  expect_error<StateError>([&] { ranges.value_counts(0); }, {"range_only"});
+  expect_error<StateError>([&] { ranges.visit([](std::size_t, const ValueCounts&) {}); },
+                           {"range_only"});
+  expect_error<StateError>([&] { counts.range(0); }, {"range_only"});
+  expect_error<StateError>([&] { counts.merge(ranges); }, {"ranges with counts"});
+  expect_error<ValueError>([&] { ranges.range(1); }, {"group 1"});
+}
+
+TEST(ObserverSketchTest, PastTheBudgetItIsTheSameSketchHoweverTheValuesCame) {
+  const Tensor all = normal_tensor(DType::kFloat32, {1200, 5}, 14);
+  for (const Granularity granularity : {Granularity::kPerTensor, Granularity::kPerChannel}) {
+    const ObserverOptions small{.sample_bytes = 1000 * 5 * sizeof(float)};
+    Observer within(granularity, small);
+    within.observe(all.rows(0, 1000).view());
+    EXPECT_FALSE(within.is_sketch());
+    Observer exact(granularity);
+    exact.observe(all.rows(0, 1000).view());
+    EXPECT_EQ(all_counts(within), all_counts(exact));
+
+    within.observe(all.rows(1000, 1200).view());
+    EXPECT_TRUE(within.is_sketch());
+    Observer once(granularity, small);
+    once.observe(all.view());
+    EXPECT_TRUE(once.is_sketch());
+    EXPECT_EQ(all_counts(within), all_counts(once));
+    EXPECT_EQ(once.value_counts(0).total(), granularity == Granularity::kPerTensor ? 6000U : 1200U);
+
+    // Merges: neither side a sketch, one, and both.
+    Observer left(granularity, small);
+    Observer right(granularity, small);
+    left.observe(all.rows(0, 600).view());
+    right.observe(all.rows(600, 1200).view());
+    Observer merged(granularity, small);
+    merged.merge(left);
+    merged.merge(right);
+    EXPECT_TRUE(merged.is_sketch());
+    EXPECT_EQ(all_counts(merged), all_counts(once));
+    Observer into(granularity, small);
+    into.merge(once);
+    EXPECT_EQ(all_counts(into), all_counts(once));
+    left.merge(left);
+    EXPECT_TRUE(left.is_sketch());
+    EXPECT_EQ(left.value_counts(0).total(), granularity == Granularity::kPerTensor ? 6000U : 1200U);
+    once.merge(once);
+    EXPECT_EQ(once.value_counts(0).total(),
+              granularity == Granularity::kPerTensor ? 12000U : 2400U);
+  }
 }
 
 TEST(ObserverMixedTest, GranularitiesDoNotMerge) {

@@ -33,7 +33,7 @@ TEST(ValueCountsTest, CountsWhatOccurs) {
 
 TEST(ValueCountsTest, NothingIsEmpty) {
   EXPECT_TRUE(ValueCounts().empty());
-  EXPECT_EQ(ValueCounts::of({}), ValueCounts());
+  EXPECT_EQ(ValueCounts::of(LargeArray<float>()), ValueCounts());
   EXPECT_EQ(ValueCounts().total(), 0U);
   EXPECT_EQ(ValueCounts().max_abs(), 0);
 }

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import torch
 
 from amct_pytorch import _core
-from amct_pytorch._checks import require_path, require_type
+from amct_pytorch._checks import DEFAULT_MEMORY_BUDGET, require_memory_budget, require_path, require_type
 from amct_pytorch._observe import Recorder, observe
 
 
@@ -42,6 +42,8 @@ class QuantCalibrationOp(Recorder, torch.nn.Module):
         ======================  ========================================================  ==============
     quant_method : str
         'kv_cache_quant', the only one.
+    memory_budget : int
+        Bytes that float32 values may take over all layers; see `create_quant_cali_model`.
 
     Raises
     ------
@@ -63,6 +65,8 @@ class QuantCalibrationOp(Recorder, torch.nn.Module):
         record_file: str,
         quant_algo_params: dict[str, Any] | None = None,
         quant_method: str = "kv_cache_quant",
+        *,
+        memory_budget: int = DEFAULT_MEMORY_BUDGET,
     ) -> None:
         super().__init__()
         path = require_path("record_file", record_file)
@@ -73,7 +77,8 @@ class QuantCalibrationOp(Recorder, torch.nn.Module):
             require_type("a key of quant_algo_params", key, str)
         if require_type("quant_method", quant_method, str) != "kv_cache_quant":
             raise RuntimeError(f"quant_method must be 'kv_cache_quant', not '{quant_method}'")
-        self._attach(_core.Session.for_operator(params, path))
+        budget = require_memory_budget(memory_budget)
+        self._attach(_core.Session.for_operator(params, path, budget))
 
     def forward(self, layer_name: str, x: torch.Tensor) -> torch.Tensor:
         """Observe `x` as a batch of a layer, and return it.

@@ -87,11 +87,28 @@ asan: system ## build the C++ tests with ASan and UBSan and run them
 	@ASAN_OPTIONS=detect_stack_use_after_return=1:strict_string_checks=1 UBSAN_OPTIONS=print_stacktrace=1 \
 	  "$(BIN)/ctest" --test-dir build/asan $(ctest_args) | $(without_passed)
 
-bench: system ## build and run the C++ benchmarks; BENCH_ARGS=--benchmark_filter=calibrate/per_tensor
-	$(venv) build
+bench: system ## run the C++ benchmarks; BENCH_ARGS=--benchmark_filter=calibrate/per_tensor
+	$(venv) build bench
 	@$(configure) -B build/bench -DCMAKE_BUILD_TYPE=Release -DAMCT_BUILD_BENCH=ON -DAMCT_BUILD_TESTS=OFF
 	@"$(BIN)/cmake" --build build/bench -j$(JOBS) --target amct_bench
-	@build/bench/bench/amct_bench $(BENCH_ARGS)
+	@build/bench/bench/amct_bench --benchmark_out=build/bench/results.json --benchmark_out_format=json $(BENCH_ARGS) | \
+	  "$(BIN)/python" bench/table.py --follow build/bench/results.json
+	@"$(BIN)/python" bench/plot.py build/bench/results.json
+
+# The peers want other versions than ours; one that cannot be installed is named as such in the table.
+PEERS_VENV ?= .venv-peers
+
+.PHONY: bench-peers bench-memory
+bench-peers: system ## time, memory and error beside other projects; BENCH_ARGS='--processes 5'
+	$(venv) build runtime
+	@$(MAKE) package
+	@scripts/venv.sh "$(PEERS_VENV)" "$(PYTHON)" bench-peers || echo "warning: the peers are not all installed" >&2
+	@"$(BIN)/python" bench/peers.py --peers-python "$(PEERS_VENV)/bin/python" --json build/bench/peers.json $(BENCH_ARGS)
+
+bench-memory: system ## peak memory by the number of batches; BENCH_ARGS='--dtypes bfloat16'
+	$(venv) build runtime
+	@$(MAKE) package
+	@"$(BIN)/python" bench/memory.py --json build/bench/memory.json $(BENCH_ARGS)
 
 format: system ## format the C++ and Python sources in place
 	$(venv) build runtime lint

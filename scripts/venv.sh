@@ -55,12 +55,17 @@ pins_of() {
   while read -r included; do pins_of "${included%.txt}"; done < <(sed -n 's/^-r //p' "$file")
 }
 
-# All pins bind every installation, so that no group moves what another one pinned.
+# All pins bind every installation, so that no group moves what another one pinned. The peers of the benchmarks
+# want other versions than ours: their group pins all of them itself, for a folder that holds nothing else.
 constraints=$venv/.constraints.txt
-cat "$root"/requirements/{build,runtime,demo,test,lint}.txt |
-  sed -e 's/[[:space:]]*#.*//' -e '/^$/d' -e '/^-r /d' | sort -u >"$constraints"
-if [[ -f $root/requirements/constraints.txt ]]; then
-  sed -e 's/[[:space:]]*#.*//' -e '/^$/d' "$root/requirements/constraints.txt" >>"$constraints"
+if [[ $* == bench-peers ]]; then
+  pins_of bench-peers >"$constraints"
+else
+  cat "$root"/requirements/{build,runtime,demo,test,lint,bench}.txt |
+    sed -e 's/[[:space:]]*#.*//' -e '/^$/d' -e '/^-r /d' | sort -u >"$constraints"
+  if [[ -f $root/requirements/constraints.txt ]]; then
+    sed -e 's/[[:space:]]*#.*//' -e '/^$/d' "$root/requirements/constraints.txt" >>"$constraints"
+  fi
 fi
 
 missing=()

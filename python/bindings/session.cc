@@ -30,7 +30,8 @@ amct::Session operator_session(const nb::dict& params, const std::string& record
     amct::OptionValue converted = option_of(name, value);
     settings.emplace_back(std::move(name), std::move(converted));
   }
-  return {amct::parse_operator_params(settings, amct::algorithm_catalog()), record_file,
+  return {amct::parse_operator_params(settings, amct::algorithm_catalog()),
+          record_file,
           {.memory_budget = memory_budget}};
 }
 
@@ -97,10 +98,10 @@ void bind_session(nb::module_& module) {
           },
           "config"_a, "record_file"_a, "memory_budget"_a)
       .def_static(
-          "for_operator", &operator_session, "params"_a, "record_file"_a,
-          "memory_budget"_a,
-          nb::sig("def for_operator(params: dict[str, typing.Any], record_file: str, memory_budget: "
-                  "int) -> Session"),
+          "for_operator", &operator_session, "params"_a, "record_file"_a, "memory_budget"_a,
+          nb::sig(
+              "def for_operator(params: dict[str, typing.Any], record_file: str, memory_budget: "
+              "int) -> Session"),
           "A session that calibrates whatever layer comes in one way.")
       .def("observe", &observe, "name"_a, "batch"_a,
            nb::sig("def observe(self, name: str, batch: typing.Any) -> tuple[bool, list[str]]"),

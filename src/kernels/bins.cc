@@ -1,6 +1,7 @@
 #include "kernels/bins.h"
 
 #include <algorithm>
+#include <array>
 
 #include "kernels/targets.h"
 
@@ -15,22 +16,19 @@ namespace HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-/// Turns values, as vectors of doubles, into positions and those into indices. Handles a multiple
-/// of the vector size; returns how many.
-template <typename Position>
+/// Turns values, as vectors of doubles, into indices. Handles a multiple of the vector size;
+/// returns how many.
+template <typename IndexOf>
 HWY_INLINE std::size_t Indices(const float* HWY_RESTRICT values, std::size_t count,
-                               std::uint32_t bins, std::uint32_t* HWY_RESTRICT indices,
-                               Position position) {
+                               std::uint32_t* HWY_RESTRICT indices, IndexOf index_of) {
   const hn::CappedTag<double, 8> d;
   const hn::Rebind<float, decltype(d)> df;
   const hn::Rebind<std::int32_t, decltype(d)> di;
   const std::size_t lanes = hn::Lanes(d);
-  const auto last = hn::Set(di, static_cast<std::int32_t>(bins - 1));
   std::size_t i = 0;
   for (; i + lanes <= count; i += lanes) {
     const auto x = hn::PromoteTo(d, hn::LoadU(df, values + i));
-    const auto index = hn::Min(hn::DemoteTo(di, position(x)), last);  // DemoteTo truncates
-    hn::StoreU(index, di, reinterpret_cast<std::int32_t*>(indices + i));
+    hn::StoreU(index_of(x), di, reinterpret_cast<std::int32_t*>(indices + i));
   }
   return i;
 }
@@ -38,20 +36,55 @@ HWY_INLINE std::size_t Indices(const float* HWY_RESTRICT values, std::size_t cou
 std::size_t BinIndices(const float* values, std::size_t count, double low, double range,
                        std::uint32_t bins, std::uint32_t* indices) {
   const hn::CappedTag<double, 8> d;
+  const hn::Rebind<std::int32_t, decltype(d)> di;
   const auto origin = hn::Set(d, low);
   const auto extent = hn::Set(d, range);
   const auto number = hn::Set(d, static_cast<double>(bins));
-  return Indices(values, count, bins, indices,
-                 [&](auto x) { return hn::Div(hn::Mul(hn::Sub(x, origin), number), extent); });
+  const auto last = hn::Set(di, static_cast<std::int32_t>(bins - 1));
+  return Indices(values, count, indices, [&](auto x) {
+    // DemoteTo truncates.
+    return hn::Min(hn::DemoteTo(di, hn::Div(hn::Mul(hn::Sub(x, origin), number), extent)), last);
+  });
 }
 
 std::size_t QuickBinIndices(const float* values, std::size_t count, double low, double inverse,
                             std::uint32_t bins, std::uint32_t* indices) {
   const hn::CappedTag<double, 8> d;
+  const hn::Rebind<std::int32_t, decltype(d)> di;
   const auto origin = hn::Set(d, low);
   const auto factor = hn::Set(d, inverse);
-  return Indices(values, count, bins, indices,
-                 [&](auto x) { return hn::Mul(hn::Sub(x, origin), factor); });
+  const auto zero = hn::Zero(d);
+  const auto number = hn::Set(d, static_cast<double>(bins));
+  return Indices(values, count, indices, [&](auto x) {
+    const auto position = hn::Mul(hn::Sub(x, origin), factor);
+    const auto inside = hn::IfThenElse(hn::Lt(position, zero), number, position);
+    return hn::DemoteTo(di, hn::Min(inside, number));
+  });
+}
+
+/// Adds to eight lanes.
+void SumAtSteps(const float* HWY_RESTRICT table, std::size_t size, double first, double step,
+                std::size_t count, double* HWY_RESTRICT lanes) {
+  const hn::CappedTag<double, 8> d;
+  const hn::Rebind<float, decltype(d)> df;
+  const hn::Rebind<std::int32_t, decltype(d)> di;
+  constexpr std::size_t kStep = hn::MaxLanes(decltype(d)());
+  constexpr std::size_t kVectors = 8 / kStep;
+  hn::Vec<decltype(d)> sums[kVectors];
+  for (std::size_t v = 0; v < kVectors; ++v) sums[v] = hn::LoadU(d, lanes + v * kStep);
+  const auto origin = hn::Set(d, first);
+  const auto distance = hn::Set(d, step);
+  const auto last = hn::Set(d, static_cast<double>(size - 1));
+  const auto iota = hn::Iota(d, 0.0);
+  for (std::size_t i = 0; i + 8 <= count; i += 8) {
+    for (std::size_t v = 0; v < kVectors; ++v) {
+      const auto number = hn::Add(hn::Set(d, static_cast<double>(i + v * kStep)), iota);
+      const auto position = hn::Min(hn::Add(origin, hn::Mul(number, distance)), last);
+      const auto found = hn::GatherIndex(df, table, hn::DemoteTo(di, position));
+      sums[v] = hn::Add(sums[v], hn::PromoteTo(d, found));
+    }
+  }
+  for (std::size_t v = 0; v < kVectors; ++v) hn::StoreU(sums[v], d, lanes + v * kStep);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -64,6 +97,7 @@ namespace {
 
 HWY_EXPORT(BinIndices);
 HWY_EXPORT(QuickBinIndices);
+HWY_EXPORT(SumAtSteps);
 
 }  // namespace
 
@@ -87,7 +121,7 @@ void quick_bin_indices_scalar(const float* values, std::size_t count, double low
                               std::uint32_t bins, std::uint32_t* indices) {
   for (std::size_t i = 0; i < count; ++i) {
     const double position = (static_cast<double>(values[i]) - low) * inverse;
-    indices[i] = std::min(static_cast<std::uint32_t>(position), bins - 1);
+    indices[i] = position < 0 || position >= bins ? bins : static_cast<std::uint32_t>(position);
   }
 }
 
@@ -96,6 +130,40 @@ void quick_bin_indices(const float* values, std::size_t count, double low, doubl
   const std::size_t done =
       HWY_DYNAMIC_DISPATCH(QuickBinIndices)(values, count, low, inverse, bins, indices);
   quick_bin_indices_scalar(values + done, count - done, low, inverse, bins, indices + done);
+}
+
+namespace {
+
+void add_at_steps(const float* table, std::size_t size, double first, double step,
+                  std::size_t begin, std::size_t end, double* lanes) {
+  for (std::size_t i = begin; i < end; ++i) {
+    const double position =
+        std::min(first + static_cast<double>(i) * step, static_cast<double>(size - 1));
+    lanes[i % 8] += static_cast<double>(table[static_cast<std::size_t>(position)]);
+  }
+}
+
+double sum_of(const std::array<double, 8>& lanes) {
+  double sum = 0;
+  for (const double lane : lanes) sum += lane;
+  return sum;
+}
+
+}  // namespace
+
+double sum_at_steps(const float* table, std::size_t size, double first, double step,
+                    std::size_t count) {
+  std::array<double, 8> lanes{};
+  HWY_DYNAMIC_DISPATCH(SumAtSteps)(table, size, first, step, count, lanes.data());
+  add_at_steps(table, size, first, step, count / 8 * 8, count, lanes.data());
+  return sum_of(lanes);
+}
+
+double sum_at_steps_scalar(const float* table, std::size_t size, double first, double step,
+                           std::size_t count) {
+  std::array<double, 8> lanes{};
+  add_at_steps(table, size, first, step, 0, count, lanes.data());
+  return sum_of(lanes);
 }
 
 }  // namespace amct::kernels

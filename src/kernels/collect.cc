@@ -37,24 +37,24 @@ HWY_INLINE hn::Vec<hn::RebindToFloat<D>> ToFloat(D du, V patterns) {
 }
 
 template <bool kBFloat16>
-HWY_INLINE std::size_t Collect(std::size_t page, std::uint32_t* HWY_RESTRICT table,
-                               std::uint32_t* HWY_RESTRICT second, float* HWY_RESTRICT values,
-                               std::uint32_t* HWY_RESTRICT counts) {
+HWY_INLINE std::size_t Collect(std::size_t page, std::uint16_t* HWY_RESTRICT table,
+                               float* HWY_RESTRICT values, std::uint32_t* HWY_RESTRICT counts) {
   const hn::CappedTag<std::uint32_t, 16> du;
+  const hn::Rebind<std::uint16_t, decltype(du)> du16;
   const hn::RebindToFloat<decltype(du)> df;
   const std::size_t lanes = hn::Lanes(du);
   const auto zero = hn::Zero(du);
+  const auto numbers = hn::Iota(du, 0);  // made by way of memory, so not in the loop
   const auto exponent = hn::Set(du, exponent_mask(kBFloat16 ? DType::kBFloat16 : DType::kFloat16));
   const bool negative = page >= 128;
   std::size_t written = 0;
   for (std::size_t i = 0; i < kPageSize; i += lanes) {
     // Negative values ascend as their patterns descend.
     const std::size_t first = page * kPageSize + (negative ? kPageSize - lanes - i : i);
-    auto count = hn::Add(hn::LoadU(du, table + first), hn::LoadU(du, second + first));
+    auto count = hn::PromoteTo(du, hn::LoadU(du16, table + first));
     if (hn::AllTrue(du, hn::Eq(count, zero))) continue;
-    hn::StoreU(zero, du, table + first);
-    hn::StoreU(zero, du, second + first);
-    auto patterns = hn::Iota(du, static_cast<std::uint32_t>(first));
+    hn::StoreU(hn::Zero(du16), du16, table + first);
+    auto patterns = hn::Add(numbers, hn::Set(du, static_cast<std::uint32_t>(first)));
     if (negative) {
       count = hn::Reverse(du, count);
       patterns = hn::Reverse(du, patterns);
@@ -69,14 +69,14 @@ HWY_INLINE std::size_t Collect(std::size_t page, std::uint32_t* HWY_RESTRICT tab
   return written;
 }
 
-std::size_t CollectBFloat16(std::size_t page, std::uint32_t* table, std::uint32_t* second,
-                            float* values, std::uint32_t* counts) {
-  return Collect<true>(page, table, second, values, counts);
+std::size_t CollectBFloat16(std::size_t page, std::uint16_t* table, float* values,
+                            std::uint32_t* counts) {
+  return Collect<true>(page, table, values, counts);
 }
 
-std::size_t CollectFloat16(std::size_t page, std::uint32_t* table, std::uint32_t* second,
-                           float* values, std::uint32_t* counts) {
-  return Collect<false>(page, table, second, values, counts);
+std::size_t CollectFloat16(std::size_t page, std::uint16_t* table, float* values,
+                           std::uint32_t* counts) {
+  return Collect<false>(page, table, values, counts);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -92,21 +92,20 @@ HWY_EXPORT(CollectFloat16);
 
 }  // namespace
 
-std::size_t collect_page(DType dtype, std::size_t page, std::uint32_t* table, std::uint32_t* second,
-                         float* values, std::uint32_t* counts) {
+std::size_t collect_page(DType dtype, std::size_t page, std::uint16_t* table, float* values,
+                         std::uint32_t* counts) {
   if (dtype == DType::kBFloat16)
-    return HWY_DYNAMIC_DISPATCH(CollectBFloat16)(page, table, second, values, counts);
-  return HWY_DYNAMIC_DISPATCH(CollectFloat16)(page, table, second, values, counts);
+    return HWY_DYNAMIC_DISPATCH(CollectBFloat16)(page, table, values, counts);
+  return HWY_DYNAMIC_DISPATCH(CollectFloat16)(page, table, values, counts);
 }
 
-std::size_t collect_page_scalar(DType dtype, std::size_t page, std::uint32_t* table,
-                                std::uint32_t* second, float* values, std::uint32_t* counts) {
+std::size_t collect_page_scalar(DType dtype, std::size_t page, std::uint16_t* table, float* values,
+                                std::uint32_t* counts) {
   const std::uint16_t exponent = exponent_mask(dtype);
   std::size_t written = 0;
   for (std::size_t i = 0; i < kPageSize; ++i) {
     const std::size_t pattern = page * kPageSize + (page >= 128 ? kPageSize - 1 - i : i);
-    const std::uint32_t count =
-        std::exchange(table[pattern], 0U) + std::exchange(second[pattern], 0U);
+    const std::uint16_t count = std::exchange(table[pattern], std::uint16_t{0});
     if (count == 0 || (pattern & exponent) == exponent) continue;
     values[written] = half_to_float(dtype, static_cast<std::uint16_t>(pattern));
     counts[written] = count;

@@ -13,16 +13,15 @@ inline constexpr std::size_t kPageSize = 256;
 /// Elements that collect_page may write beyond the last one it reports.
 inline constexpr std::size_t kCollectSlack = 64;
 
-/// Sums the counters of `dtype`'s patterns [page * 256, page * 256 + 256) in two tables (see
-/// count_patterns), clears them, and writes the values of those that occurred, ascending, with
-/// their counts. Patterns of infinity and NaN are cleared and left out. Returns how many were
-/// written; `values` and `counts` must have room for kPageSize + kCollectSlack. A sum must be below
-/// 2^32.
-std::size_t collect_page(DType dtype, std::size_t page, std::uint32_t* table, std::uint32_t* second,
-                         float* values, std::uint32_t* counts);
+/// Takes the counters of `dtype`'s patterns [page * 256, page * 256 + 256) from a table of
+/// kPatterns, leaves zeros, and writes the values of those that occurred, ascending, with their
+/// counts. Patterns of infinity and NaN are cleared and left out. Returns how many were written;
+/// `values` and `counts` must have room for kPageSize + kCollectSlack.
+std::size_t collect_page(DType dtype, std::size_t page, std::uint16_t* table, float* values,
+                         std::uint32_t* counts);
 
 /// The same in plain C++, for the tests.
-std::size_t collect_page_scalar(DType dtype, std::size_t page, std::uint32_t* table,
-                                std::uint32_t* second, float* values, std::uint32_t* counts);
+std::size_t collect_page_scalar(DType dtype, std::size_t page, std::uint16_t* table, float* values,
+                                std::uint32_t* counts);
 
 }  // namespace amct::kernels

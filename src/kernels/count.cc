@@ -18,6 +18,10 @@ void count_patterns(const std::uint16_t* patterns, std::size_t count, std::uint3
   count_patterns_scalar(patterns + i, count - i, table);
 }
 
+void count_patterns(const std::uint16_t* patterns, std::size_t count, std::uint16_t* table) {
+  for (std::size_t i = 0; i < count; ++i) ++table[patterns[i]];
+}
+
 void count_patterns_scalar(const std::uint16_t* patterns, std::size_t count, std::uint32_t* table) {
   for (std::size_t i = 0; i < count; ++i) ++table[patterns[i]];
 }

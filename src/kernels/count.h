@@ -15,6 +15,10 @@ inline constexpr std::size_t kPatterns = 65536;
 void count_patterns(const std::uint16_t* patterns, std::size_t count, std::uint32_t* table,
                     std::uint32_t* second);
 
+/// The same in one table of counters that wrap at 2^16, half as large: for few patterns of many
+/// values.
+void count_patterns(const std::uint16_t* patterns, std::size_t count, std::uint16_t* table);
+
 /// The same one by one, in one table.
 void count_patterns_scalar(const std::uint16_t* patterns, std::size_t count, std::uint32_t* table);
 

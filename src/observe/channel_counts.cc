@@ -1,12 +1,16 @@
 #include "observe/channel_counts.h"
 
 #include <algorithm>
+#include <functional>
+#include <span>
 #include <utility>
 
-#include <tbb/blocked_range.h>
+#include <tbb/enumerable_thread_specific.h>
 #include <tbb/parallel_for.h>
+#include <tbb/task_arena.h>
 
 #include "kernels/collect.h"
+#include "kernels/count.h"
 #include "kernels/scan.h"
 #include "observe/elements.h"
 
@@ -40,25 +44,27 @@ struct PageRange {
   }
 };
 
-/// -0 counts as 0.
-void join_zeros(CountTables& tables) {
-  tables.first()[0] += std::exchange(tables.first()[0x8000], 0U);
-  tables.second()[0] += std::exchange(tables.second()[0x8000], 0U);
+std::span<std::uint16_t> page_of(std::vector<std::uint16_t>& table, std::size_t index) {
+  return std::span(table).subspan(index * kPageSize, kPageSize);
 }
 
-/// Calls body(first channel of the strip, its columns, tables) for every strip.
+/// Calls body(first channel of the strip, its width, its columns, a table) for every strip.
 template <typename Body>
 void for_each_strip(const ChannelRows<std::uint16_t>& rows, Body body) {
-  tbb::parallel_for(tbb::blocked_range<std::size_t>(0, rows.strips()),
-                    [&](const tbb::blocked_range<std::size_t>& range) {
-                      CountTables tables;
-                      Columns<std::uint16_t> columns;
-                      for (std::size_t strip = range.begin(); strip < range.end(); ++strip) {
-                        rows.turn(strip, columns);
-                        body(strip * ChannelRows<std::uint16_t>::kWidth, rows.width(strip), columns,
-                             tables);
-                      }
-                    });
+  struct Scratch {
+    std::vector<std::uint16_t> table = std::vector<std::uint16_t>(kernels::kPatterns);
+    Columns<std::uint16_t> columns;
+  };
+  tbb::enumerable_thread_specific<Scratch> scratches;
+  tbb::parallel_for(std::size_t{0}, rows.strips(), [&](std::size_t strip) {
+    // A search that the body runs may steal another strip on this thread: scratch is then in use.
+    tbb::this_task_arena::isolate([&] {
+      Scratch& scratch = scratches.local();
+      rows.turn(strip, scratch.columns);
+      body(strip * ChannelRows<std::uint16_t>::kWidth, rows.width(strip), scratch.columns,
+           scratch.table);
+    });
+  });
 }
 
 }  // namespace
@@ -82,28 +88,25 @@ void ChannelCounts::add(const TensorView& view) {
 void ChannelCounts::flush() {
   if (pages_.empty()) pages_.resize(static_cast<std::size_t>(staged_.channels()) * kPages);
   for_each_strip(staged_, [&](std::size_t first, std::size_t width,
-                              const Columns<std::uint16_t>& columns, CountTables& tables) {
-    for (std::size_t i = 0; i < width; ++i) count_into_pages(first + i, columns.channel(i), tables);
+                              const Columns<std::uint16_t>& columns, Table& table) {
+    for (std::size_t i = 0; i < width; ++i) count_into_pages(first + i, columns.channel(i), table);
   });
   staged_.clear();
 }
 
 void ChannelCounts::count_into_pages(std::size_t channel, const std::uint16_t* patterns,
-                                     CountTables& tables) {
+                                     Table& table) {
   const auto size = static_cast<std::size_t>(staged_.rows());
   const PageRange range(kernels::magnitude_range(patterns, size));
-  tables.count(patterns, size);
+  kernels::count_patterns(patterns, size, table.data());
   range.for_each_ascending([&](std::size_t index) {
-    if (!tables.any(index)) return;
-    std::uint32_t* a = tables.first() + index * kPageSize;
-    std::uint32_t* b = tables.second() + index * kPageSize;
+    const auto counters = page_of(table, index);
+    if (std::ranges::none_of(counters, std::identity())) return;
     CounterPage::Counts counts;
-    for (std::size_t low = 0; low < kPageSize; ++low) counts[low] = std::uint64_t{a[low]} + b[low];
-    std::fill_n(a, kPageSize, 0U);
-    std::fill_n(b, kPageSize, 0U);
+    std::ranges::copy(counters, counts.begin());
+    std::ranges::fill(counters, 0);
     pages_[channel * kPages + index].add(counts);
   });
-  tables.set_clean();
 }
 
 void ChannelCounts::merge(const ChannelCounts& other) {
@@ -120,9 +123,9 @@ void ChannelCounts::merge(const ChannelCounts& other) {
 
 void ChannelCounts::visit(const std::function<void(std::size_t, const ValueCounts&)>& visit) const {
   for_each_strip(staged_, [&](std::size_t first, std::size_t width,
-                              const Columns<std::uint16_t>& columns, CountTables& tables) {
+                              const Columns<std::uint16_t>& columns, Table& table) {
     for (std::size_t i = 0; i < width; ++i)
-      visit(first + i, value_counts(first + i, columns.channel(i), tables));
+      visit(first + i, value_counts(first + i, columns.channel(i), table));
   });
 }
 
@@ -130,45 +133,42 @@ ValueCounts ChannelCounts::value_counts(std::size_t channel) const {
   constexpr std::size_t kWidth = ChannelRows<std::uint16_t>::kWidth;
   Columns<std::uint16_t> columns;
   staged_.turn(channel / kWidth, columns);
-  CountTables tables;
-  return value_counts(channel, columns.channel(channel % kWidth), tables);
+  Table table(kernels::kPatterns);
+  return value_counts(channel, columns.channel(channel % kWidth), table);
 }
 
 ValueCounts ChannelCounts::value_counts(std::size_t channel, const std::uint16_t* patterns,
-                                        CountTables& tables) const {
+                                        Table& table) const {
   const auto size = static_cast<std::size_t>(staged_.rows());
   const PageRange range(kernels::magnitude_range(patterns, size));
-  tables.count(patterns, size);
-  if (!pages_.empty()) return with_pages(channel, tables);
-  join_zeros(tables);
+  kernels::count_patterns(patterns, size, table.data());
+  if (!pages_.empty()) return with_pages(channel, table);
+  table[0] = static_cast<std::uint16_t>(table[0] + std::exchange(table[0x8000], 0));  // -0 is 0
   LargeArray<float> values(range.patterns() + kernels::kCollectSlack);
   LargeArray<std::uint32_t> counts(range.patterns() + kernels::kCollectSlack);
   std::size_t written = 0;
   range.for_each_ascending([&](std::size_t index) {
-    written += kernels::collect_page(dtype_, index, tables.first(), tables.second(),
-                                     values.data() + written, counts.data() + written);
+    written += kernels::collect_page(dtype_, index, table.data(), values.data() + written,
+                                     counts.data() + written);
   });
-  tables.set_clean();
   values.resize(written);
   return {std::move(values),
           std::vector<std::uint64_t>(counts.begin(),
                                      counts.begin() + static_cast<std::ptrdiff_t>(written))};
 }
 
-ValueCounts ChannelCounts::with_pages(std::size_t channel, CountTables& tables) const {
+ValueCounts ChannelCounts::with_pages(std::size_t channel, Table& table) const {
   LargeArray<float> values;
   std::vector<std::uint64_t> counts;
   const auto append_page = [&](std::size_t index) {
     const CounterPage& page = pages_[channel * kPages + index];
-    if (page.empty() && !tables.any(index)) return;
+    const auto counters = page_of(table, index);
+    if (page.empty() && std::ranges::none_of(counters, std::identity())) return;
     const CounterPage::Counts counted = page.counts();
-    std::uint32_t* a = tables.first() + index * kPageSize;
-    std::uint32_t* b = tables.second() + index * kPageSize;
     for (std::size_t j = 0; j < kPageSize; ++j) {
       const std::size_t low = index >= kPages / 2 ? kPageSize - 1 - j : j;
       const auto pattern = static_cast<std::uint16_t>(index * kPageSize + low);
-      const std::uint64_t count =
-          counted[low] + std::exchange(a[low], 0U) + std::exchange(b[low], 0U);
+      const std::uint64_t count = counted[low] + std::exchange(counters[low], 0);
       if (count == 0 || !is_finite(pattern, dtype_)) continue;
       const float value = half_to_float(dtype_, pattern);
       if (value == 0.0F && !values.empty() && values.back() == 0.0F) {  // -0, then +0
@@ -181,7 +181,6 @@ ValueCounts ChannelCounts::with_pages(std::size_t channel, CountTables& tables) 
   };
   for (std::size_t index = kPages; index-- > kPages / 2;) append_page(index);
   for (std::size_t index = 0; index < kPages / 2; ++index) append_page(index);
-  tables.set_clean();
   return {std::move(values), std::move(counts)};
 }
 

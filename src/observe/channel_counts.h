@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "observe/channel_rows.h"
-#include "observe/count_tables.h"
 #include "observe/counter_page.h"
 
 namespace amct {
@@ -42,15 +41,16 @@ class ChannelCounts {
 
  private:
   static constexpr std::size_t kPages = 256;
+  /// Scratch memory: a counter for every pattern, all zero between uses. 16 bits hold kStagedRows.
+  using Table = std::vector<std::uint16_t>;
 
   /// Counts the staged rows into pages.
   void flush();
-  void count_into_pages(std::size_t channel, const std::uint16_t* patterns, CountTables& tables);
+  void count_into_pages(std::size_t channel, const std::uint16_t* patterns, Table& table);
   /// The counts of some patterns and of the channel's pages.
-  ValueCounts value_counts(std::size_t channel, const std::uint16_t* patterns,
-                           CountTables& tables) const;
-  /// The counts of the tables, which are emptied, and of the channel's pages.
-  ValueCounts with_pages(std::size_t channel, CountTables& tables) const;
+  ValueCounts value_counts(std::size_t channel, const std::uint16_t* patterns, Table& table) const;
+  /// The counts of the table, which is emptied, and of the channel's pages.
+  ValueCounts with_pages(std::size_t channel, Table& table) const;
 
   DType dtype_;
   ChannelRows<std::uint16_t> staged_;

@@ -35,6 +35,41 @@ std::uint64_t checked_total(std::uint64_t a, std::uint64_t b) {
   return a + b;
 }
 
+/// Whether values are finite and strictly ascending and counts positive, without a branch in the
+/// loop: the usual case, in vector instructions.
+bool all_in_order(std::span<const float> values, std::span<const std::uint64_t> counts) {
+  if (values.empty()) return true;
+  unsigned wrong = std::isfinite(values.front()) && std::isfinite(values.back()) ? 0 : 1;
+  for (std::size_t i = 1; i < values.size(); ++i) wrong |= values[i - 1] < values[i] ? 0U : 1U;
+  for (const std::uint64_t count : counts) wrong |= count == 0 ? 1U : 0U;
+  return wrong == 0;
+}
+
+/// Throws ValueError for what all_in_order() found wrong.
+void check_one_by_one(std::span<const float> values, std::span<const std::uint64_t> counts) {
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    if (!std::isfinite(values[i])) throw ValueError("value counts: a value is not finite");
+    if (i > 0 && !(values[i - 1] < values[i]))
+      throw ValueError("value counts: values are not strictly ascending");
+    if (counts[i] == 0) throw ValueError("value counts: a count is zero");
+  }
+}
+
+/// Throws ValueError where the sum exceeds kMaxTotal.
+std::uint64_t sum_of(std::span<const std::uint64_t> counts) {
+  std::uint64_t bits = 0;
+  std::uint64_t sum = 0;
+  for (const std::uint64_t count : counts) {
+    bits |= count;
+    sum += count;
+  }
+  // Fewer than 2^23 counts below 2^40 cannot overflow.
+  if ((bits >> 40) == 0 && (counts.size() >> 23) == 0) return sum;
+  sum = 0;
+  for (const std::uint64_t count : counts) sum = checked_total(sum, count);
+  return sum;
+}
+
 void check_rank(std::uint64_t k, std::uint64_t total) {
   if (k < 1 || k > total) {
     throw ValueError("order statistic " + std::to_string(k) + " of " + std::to_string(total) +
@@ -79,15 +114,11 @@ ValueCounts::ValueCounts(LargeArray<float> values, std::vector<std::uint64_t> co
     throw ValueError("value counts: " + std::to_string(values_.size()) + " values but " +
                      std::to_string(counts_.size()) + " counts");
   }
-  for (std::size_t i = 0; i < values_.size(); ++i) {
-    if (!std::isfinite(values_[i])) throw ValueError("value counts: a value is not finite");
-    if (i > 0 && !(values_[i - 1] < values_[i])) {
-      throw ValueError("value counts: values are not strictly ascending");
-    }
-    if (values_[i] == 0.0F) values_[i] = 0.0F;  // -0 becomes +0
-    if (counts_[i] == 0) throw ValueError("value counts: a count is zero");
-    total_ = checked_total(total_, counts_[i]);
-  }
+  if (!all_in_order(values_, counts_)) check_one_by_one(values_, counts_);
+  total_ = sum_of(counts_);
+  // -0 becomes +0, of which there is one.
+  const auto zero = std::ranges::lower_bound(values_, 0.0F);
+  if (zero != values_.end() && *zero == 0.0F) *zero = 0.0F;
   set_range();
 }
 

@@ -17,19 +17,16 @@ namespace {
 
 using kernels::Rounding;
 
-// From this many samples on, one pass into bins is cheaper than a pass a candidate.
-constexpr std::size_t kCoarseValues = std::size_t{1} << 16;
+// From this many values on, one pass into bins is cheaper than a pass a candidate.
+constexpr std::size_t kCoarseValues = 2048;
 // Values summed in one task.
 constexpr std::size_t kChunk = std::size_t{1} << 16;
 
-/// The values as the kernels take them, and one bracket a candidate that is left.
+/// The candidates that are left, and a bracket of each one's loss.
 class CandidateSearch {
  public:
   CandidateSearch(const ValueCounts& values, std::span<const Rounding> candidates)
-      : values_(values.values()),
-        counts_(values.counts()),
-        low_(values.min()),
-        high_(values.max()),
+      : values_(values),
         total_(static_cast<double>(values.total())),
         noise_(std::pow(
             static_cast<double>(std::numeric_limits<float>::epsilon()) * values.max_abs(), 2)),
@@ -39,11 +36,9 @@ class CandidateSearch {
   }
 
   BestCandidate run() {
-    if (values_.size() > kCoarseValues && counts_.empty() && low_ < high_) {
+    if (values_.values().size() >= kCoarseValues && values_.min() < values_.max())
       narrow_coarsely();
-    } else {
-      narrow_quickly();
-    }
+    if (left_.size() > 1) narrow_quickly();
     narrow();  // also where one is left: its loss is reported
     if (left_.size() > 1) decide();
     const std::size_t winner = left_.front();
@@ -51,27 +46,37 @@ class CandidateSearch {
   }
 
  private:
-  /// The weights as the kernels take them: none for samples, which count once each.
-  template <typename T>
-  static const T* data_or_null(const std::vector<T>& weights) {
-    return weights.empty() ? nullptr : weights.data();
+  /// These brackets are of losses less the same amount for all, so they say who loses, but not
+  /// which losses count as zero: they are used only where none does.
+  void narrow_coarsely() {
+    const CoarseLosses coarse(values_, candidates_);
+    if (!coarse.valid()) return;
+    std::vector<double> errors(candidates_.size());
+    for (const std::size_t i : left_) {
+      errors[i] = coarse.error(candidates_[i]);
+      brackets_[i] = coarse.rough_bracket(candidates_[i], errors[i]);
+    }
+    drop_coarse_losers();
+    for (const std::size_t i : left_) brackets_[i] = coarse.bracket(candidates_[i], errors[i]);
+    drop_coarse_losers();
   }
 
-  void narrow_coarsely() {
-    const CoarseLosses coarse(values_, low_, high_);
-    for (const std::size_t i : left_) {
-      const Bracket sum = coarse.bracket(candidates_[i]);
-      set_bracket(i, sum.low, sum.high);
-    }
-    drop_losers();
+  void drop_coarse_losers() {
+    const bool all_count = std::ranges::all_of(
+        left_, [&](std::size_t i) { return brackets_[i].low > noise_ * total_; });
+    if (all_count) drop_losers();
   }
 
   void narrow_quickly() {
-    const std::vector<float> weights(counts_.begin(), counts_.end());
+    const std::vector<float> weights(values_.counts().begin(), values_.counts().end());
     for (const std::size_t i : left_) {
-      const double sum = kernels::quick_rounding_error(values_.data(), weights.data(),
-                                                       values_.size(), candidates_[i]);
-      if (!std::isfinite(sum)) continue;  // squares beyond float32: nothing learnt
+      const double sum = sum_of_chunks<float>(weights, [&](auto... chunk) {
+        return kernels::quick_rounding_error(chunk..., candidates_[i]);
+      });
+      if (!std::isfinite(sum)) {  // squares beyond float32: nothing learnt
+        brackets_[i] = {0, std::numeric_limits<double>::infinity()};
+        continue;
+      }
       const double error = kernels::quick_error_bound(sum, total_, candidates_[i]);
       set_bracket(i, sum - error, sum + error);
     }
@@ -79,25 +84,30 @@ class CandidateSearch {
   }
 
   void narrow() {
-    const std::vector<double> weights(counts_.begin(), counts_.end());
+    const std::vector<double> weights(values_.counts().begin(), values_.counts().end());
     for (const std::size_t i : left_) {
-      const double sum = rounding_error(data_or_null(weights), candidates_[i]);
+      const double sum = sum_of_chunks<double>(weights, [&](auto... chunk) {
+        return kernels::rounding_error(chunk..., candidates_[i]);
+      });
       set_bracket(i, sum * (1 - kernels::kRoundingErrorBound),
                   sum * (1 + kernels::kRoundingErrorBound));
     }
     drop_losers();
   }
 
-  /// kernels::rounding_error, in parallel where there are many values. Chunks are of one size and
-  /// added in order, so that the number of threads changes nothing.
-  double rounding_error(const double* weights, const Rounding& candidate) const {
-    const std::size_t chunks = (values_.size() + kChunk - 1) / kChunk;
+  /// The sum of error(values, weights or null, size) over all chunks, in parallel where there are
+  /// many. Chunks are of one size and added in order, so that the number of threads changes
+  /// nothing.
+  template <typename T, typename Error>
+  double sum_of_chunks(const std::vector<T>& weights, Error error) const {
+    const std::span<const float> values = values_.values();
+    const std::size_t chunks = (values.size() + kChunk - 1) / kChunk;
     std::vector<double> sums(chunks);
     const auto sum_chunk = [&](std::size_t chunk) {
       const std::size_t begin = chunk * kChunk;
-      const std::size_t size = std::min(kChunk, values_.size() - begin);
-      sums[chunk] = kernels::rounding_error(
-          values_.data() + begin, weights == nullptr ? nullptr : weights + begin, size, candidate);
+      const std::size_t size = std::min(kChunk, values.size() - begin);
+      const T* chunk_weights = weights.empty() ? nullptr : weights.data() + begin;
+      sums[chunk] = error(values.data() + begin, chunk_weights, size);
     };
     if (chunks == 1) {
       sum_chunk(0);
@@ -113,12 +123,11 @@ class CandidateSearch {
       const Rounding& candidate = candidates_[i];
       const double scale = candidate.scale;
       DoubleDouble sum;
-      for (std::size_t j = 0; j < values_.size(); ++j) {
-        const double clamped = std::clamp(values_[j], candidate.low, candidate.high);
-        const double error =
-            std::nearbyint(clamped / scale) * scale - static_cast<double>(values_[j]);
-        sum = sum + DoubleDouble::product(error * error,
-                                          counts_.empty() ? 1 : static_cast<double>(counts_[j]));
+      for (std::size_t j = 0; j < values_.values().size(); ++j) {
+        const float value = values_.values()[j];
+        const double clamped = std::clamp(value, candidate.low, candidate.high);
+        const double error = std::nearbyint(clamped / scale) * scale - static_cast<double>(value);
+        sum = sum + DoubleDouble::product(error * error, static_cast<double>(values_.count(j)));
       }
       set_bracket(i, sum.value(), sum.value());
     }
@@ -146,10 +155,7 @@ class CandidateSearch {
     });
   }
 
-  std::span<const float> values_;
-  std::span<const std::uint64_t> counts_;
-  float low_;
-  float high_;
+  const ValueCounts& values_;
   double total_;
   double noise_;
   std::span<const Rounding> candidates_;

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
+#include <utility>
 
 #include <tbb/blocked_range.h>
 #include <tbb/enumerable_thread_specific.h>
@@ -13,117 +15,253 @@
 namespace amct {
 namespace {
 
-constexpr std::uint32_t kBins = 16384;
-// A value's place inside its bin is kept to this many bits, summed up beside the count: one 64-bit
-// addition a value counts it and adds its place.
-constexpr std::uint32_t kPlaceBits = 8;
-constexpr std::uint32_t kPlaces = 1U << kPlaceBits;
-constexpr int kCountShift = 36;
-// Values a table takes before the sum of places could run into the count.
-constexpr std::size_t kTableValues = std::size_t{1} << (64 - kCountShift);
+constexpr std::size_t kMinBins = 4096;
+constexpr std::size_t kMaxBins = 16384;
+// A bin's number and a value's place inside it, together.
+constexpr int kPositionBits = 30;
+// One 64-bit addition a sample counts it and adds its place: this many samples, then the count
+// could be run into.
+constexpr int kCountShift = 40;
+constexpr std::size_t kPackedSamples = std::size_t{1} << 20;
 constexpr std::size_t kChunk = std::size_t{1} << 16;
-static_assert(kCountShift - static_cast<int>(kPlaceBits) >= 64 - kCountShift);
+// Places of bins are good to this many bins, and means to this relative error.
+constexpr double kPlaceError = 1e-6;
+constexpr double kMeanError = 0x1p-23;
 
-/// Counts and summed places of all bins.
-struct Table {
-  std::vector<std::uint64_t> counts = std::vector<std::uint64_t>(kBins);
-  std::vector<std::uint64_t> places = std::vector<std::uint64_t>(kBins);
-  std::vector<std::uint64_t> packed = std::vector<std::uint64_t>(kBins);
-  std::size_t packed_values = 0;
+std::size_t bins_for(std::size_t values) {
+  return std::clamp(std::bit_floor(values / 64), kMinBins, kMaxBins);
+}
 
-  void add(const float* samples, std::size_t count, double low, double inverse) {
-    if (packed_values + count >= kTableValues) unpack();
-    packed_values += count;
-    std::array<std::uint32_t, 256> indices;
-    for (std::size_t begin = 0; begin < count; begin += indices.size()) {
-      const std::size_t size = std::min(indices.size(), count - begin);
-      kernels::quick_bin_indices(samples + begin, size, low, inverse, kBins * kPlaces,
-                                 indices.data());
+}  // namespace
+
+/// Where values are in bins of one width.
+class CoarseLosses::Bins {
+ public:
+  Bins(std::size_t bins, double low, double width)
+      : bins_(bins),
+        place_bits_(kPositionBits - std::bit_width(bins) + 1),
+        low_(low),
+        inverse_(static_cast<double>(std::uint32_t{1} << place_bits_) / width) {}
+
+  std::size_t bins() const { return bins_; }
+  double places_a_bin() const { return static_cast<double>(std::uint32_t{1} << place_bits_); }
+
+  /// Calls inside(i, bin, place) for values in a bin, outside(i, whether above) for others.
+  template <typename Inside, typename Outside>
+  void locate(std::span<const float> values, Inside inside, Outside outside) const {
+    std::array<std::uint32_t, 256> positions;
+    const auto end = static_cast<std::uint32_t>(bins_ << place_bits_);
+    const std::uint32_t place_mask = (std::uint32_t{1} << place_bits_) - 1;
+    for (std::size_t begin = 0; begin < values.size(); begin += positions.size()) {
+      const std::size_t size = std::min(positions.size(), values.size() - begin);
+      kernels::quick_bin_indices(values.data() + begin, size, low_, inverse_, end,
+                                 positions.data());
       for (std::size_t i = 0; i < size; ++i) {
-        packed[indices[i] >> kPlaceBits] +=
-            (std::uint64_t{1} << kCountShift) | (indices[i] & (kPlaces - 1));
+        if (positions[i] == end) {
+          outside(begin + i, static_cast<double>(values[begin + i]) >= low_);
+        } else {
+          inside(begin + i, positions[i] >> place_bits_, positions[i] & place_mask);
+        }
       }
     }
   }
 
+ private:
+  std::size_t bins_;
+  int place_bits_;
+  double low_;
+  double inverse_;  // places a unit
+};
+
+namespace {
+
+/// Count and sum of some values.
+struct Sum {
+  double count = 0;
+  double sum = 0;
+
+  void add(double weight, double value) { *this += {weight, weight * value}; }
+  Sum& operator+=(const Sum& other) {
+    count += other.count;
+    sum += other.sum;
+    return *this;
+  }
+};
+
+/// The bins of samples that come in any order: count and sum of places in one word, which one
+/// addition adds a sample to.
+template <typename Bins>
+struct PackedBins {
+  explicit PackedBins(const Bins& bins) : packed(bins.bins()) {}
+
+  std::vector<std::uint64_t> packed;
+  std::vector<Sum> sums;  // what was unpacked, if anything
+  std::array<Sum, 2> ends;
+  std::size_t packed_samples = 0;
+
+  void add(std::span<const float> samples, const Bins& bins) {
+    if (packed_samples + samples.size() > kPackedSamples) unpack();
+    packed_samples += samples.size();
+    bins.locate(
+        samples,
+        [&](std::size_t, std::uint32_t bin, std::uint32_t place) {
+          packed[bin] += (std::uint64_t{1} << kCountShift) | place;
+        },
+        [&](std::size_t i, bool above) { ends[above ? 1 : 0].add(1, samples[i]); });
+  }
+
+  Sum at(std::size_t bin) const {
+    Sum sum{static_cast<double>(packed[bin] >> kCountShift),
+            static_cast<double>(packed[bin] & ((std::uint64_t{1} << kCountShift) - 1))};
+    if (!sums.empty()) sum += sums[bin];
+    return sum;
+  }
+
   void unpack() {
-    for (std::uint32_t bin = 0; bin < kBins; ++bin) {
-      counts[bin] += packed[bin] >> kCountShift;
-      places[bin] += packed[bin] & ((std::uint64_t{1} << kCountShift) - 1);
-      packed[bin] = 0;
-    }
-    packed_values = 0;
+    std::vector<Sum> all(packed.size());
+    for (std::size_t bin = 0; bin < all.size(); ++bin) all[bin] = at(bin);
+    sums = std::move(all);
+    std::ranges::fill(packed, 0);
+    packed_samples = 0;
+  }
+
+  void merge(const PackedBins& other) {
+    unpack();
+    for (std::size_t bin = 0; bin < sums.size(); ++bin) sums[bin] += other.at(bin);
+    for (std::size_t end = 0; end < ends.size(); ++end) ends[end] += other.ends[end];
   }
 };
 
 }  // namespace
 
-CoarseLosses::CoarseLosses(std::span<const float> samples, float low, float high)
-    : low_(low),
-      width_((static_cast<double>(high) - static_cast<double>(low)) / kBins),
-      total_(static_cast<double>(samples.size())) {
-  const double inverse = kPlaces / width_;
-  tbb::enumerable_thread_specific<Table> tables;
-  tbb::parallel_for(
-      tbb::blocked_range<std::size_t>(0, samples.size(), kChunk),
-      [&](const tbb::blocked_range<std::size_t>& range) {
-        Table& table = tables.local();
-        for (std::size_t begin = range.begin(); begin < range.end(); begin += kChunk) {
-          table.add(samples.data() + begin, std::min(kChunk, range.end() - begin), low_, inverse);
-        }
-      });
-  Table sum;
-  for (Table& table : tables) {
-    table.unpack();
-    for (std::uint32_t bin = 0; bin < kBins; ++bin) {
-      sum.counts[bin] += table.counts[bin];
-      sum.places[bin] += table.places[bin];
-    }
+CoarseLosses::CoarseLosses(const ValueCounts& values, std::span<const kernels::Rounding> candidates)
+    : total_(static_cast<double>(values.total())), largest_(values.max_abs()) {
+  double low = candidates.front().low;
+  double high = candidates.front().high;
+  double scale = candidates.front().scale;
+  for (const kernels::Rounding& candidate : candidates) {
+    low = std::min(low, static_cast<double>(candidate.low));
+    high = std::max(high, static_cast<double>(candidate.high));
+    scale = std::min(scale, static_cast<double>(candidate.scale));
   }
-  below_.reserve(kBins + 1);
-  below_.push_back(0);
-  for (std::uint32_t bin = 0; bin < kBins; ++bin) {
-    below_.push_back(below_.back() + sum.counts[bin]);
-    if (sum.counts[bin] == 0) continue;
-    const auto count = static_cast<double>(sum.counts[bin]);
-    const double place = (static_cast<double>(sum.places[bin]) / count + 0.5) / kPlaces;
-    means_.push_back(static_cast<float>(low_ + (bin + place) * width_));
-    weights_.push_back(count);
+  low_ = std::max(low, static_cast<double>(values.min()));
+  high = std::min(high, static_cast<double>(values.max()));
+  const std::size_t count = bins_for(values.values().size());
+  width_ = (high - low_) / static_cast<double>(count);
+  valid_ = width_ > 0 && 2 * width_ <= scale;
+  if (!valid_) return;
+  const Bins bins(count, low_, width_);
+  excess_.resize(count + 2);
+  const std::size_t used = std::min(count, values.values().size()) + 2;
+  means_.reserve(used);
+  weights_.reserve(used);
+  if (values.counts().empty()) {
+    add_samples(values.values(), bins);
+  } else {
+    add_sorted(values, bins);
   }
 }
 
-std::uint64_t CoarseLosses::straddling(const kernels::Rounding& candidate) const {
-  const double scale = candidate.scale;
-  const auto level_of = [&](float x) { return std::nearbyint(static_cast<double>(x) / scale); };
-  // At most some 256 levels: scale is a share of the clip range.
-  const auto first_level = static_cast<std::int64_t>(level_of(candidate.low));
-  const auto last_level = static_cast<std::int64_t>(level_of(candidate.high));
-  const auto clamped_bin = [](double position) {
-    return static_cast<std::size_t>(std::clamp(position, 0.0, static_cast<double>(kBins)));
+void CoarseLosses::add_bin(std::size_t bin, double count, double places, const Bins& bins) {
+  // Places are rounded down, by half of one on average.
+  const double place = (places / count + 0.5) / bins.places_a_bin();
+  means_.push_back(static_cast<float>(low_ + (static_cast<double>(bin) + place) * width_));
+  weights_.push_back(count);
+  const double excess = count * place * (1 - place) * width_;
+  excess_[bin + 1] = static_cast<float>(excess);
+  all_excess_ += excess;
+}
+
+void CoarseLosses::add_end(double count, double sum) {
+  if (count == 0) return;
+  means_.push_back(static_cast<float>(sum / count));
+  weights_.push_back(count);
+}
+
+void CoarseLosses::add_samples(std::span<const float> samples, const Bins& bins) {
+  PackedBins<Bins> all(bins);
+  if (samples.size() <= kChunk) {
+    all.add(samples, bins);
+  } else {
+    tbb::enumerable_thread_specific<PackedBins<Bins>> locals([&] { return all; });
+    tbb::parallel_for(tbb::blocked_range<std::size_t>(0, samples.size(), kChunk),
+                      [&](const tbb::blocked_range<std::size_t>& range) {
+                        PackedBins<Bins>& local = locals.local();
+                        for (std::size_t i = range.begin(); i < range.end(); i += kChunk)
+                          local.add(samples.subspan(i, std::min(kChunk, range.end() - i)), bins);
+                      });
+    for (const PackedBins<Bins>& local : locals) all.merge(local);
+  }
+  for (std::size_t bin = 0; bin < bins.bins(); ++bin) {
+    if (const Sum sum = all.at(bin); sum.count > 0) add_bin(bin, sum.count, sum.sum, bins);
+  }
+  for (const Sum& end : all.ends) add_end(end.count, end.sum);
+}
+
+void CoarseLosses::add_sorted(const ValueCounts& values, const Bins& bins) {
+  // Values ascend, so those of a bin come together.
+  std::uint32_t open = 0;
+  Sum sum;
+  std::array<Sum, 2> ends;
+  const auto close = [&] {
+    if (sum.count > 0) add_bin(open, sum.count, sum.sum, bins);
+    sum = {};
   };
-  std::uint64_t count = 0;
-  std::size_t end = 0;  // bins before it are counted
-  for (std::int64_t level = first_level; level < last_level; ++level) {
-    // The bin of the middle, and its neighbour where the middle is too near for rounding to tell.
-    const double position = ((static_cast<double>(level) + 0.5) * scale - low_) / width_;
-    const std::size_t first = std::max(end, clamped_bin(std::floor(position - 1e-3)));
-    end = std::max(end, clamped_bin(std::floor(position + 1e-3) + 1));
-    if (end > first) count += below_[end] - below_[first];
-  }
-  return count;
+  bins.locate(
+      values.values(),
+      [&](std::size_t i, std::uint32_t bin, std::uint32_t place) {
+        if (bin != open) {
+          close();
+          open = bin;
+        }
+        sum.add(static_cast<double>(values.counts()[i]), place);
+      },
+      [&](std::size_t i, bool above) {
+        ends[above ? 1 : 0].add(static_cast<double>(values.counts()[i]), values.values()[i]);
+      });
+  close();
+  for (const Sum& end : ends) add_end(end.count, end.sum);
 }
 
-Bracket CoarseLosses::bracket(const kernels::Rounding& candidate) const {
-  const double sum =
-      kernels::rounding_error(means_.data(), weights_.data(), means_.size(), candidate);
-  // Half a place for the value's position, and as much again for the rounding of means to float32.
-  const double largest = std::max(std::fabs(low_), std::fabs(low_ + kBins * width_));
-  const double shift = width_ / kPlaces + largest * 0x1p-23;
-  const double moved = 2 * shift * std::sqrt(total_ * sum) + total_ * shift * shift;
-  const double missed = static_cast<double>(straddling(candidate)) * candidate.scale * width_ / 2;
-  const double spread = total_ * width_ * width_ / 4;
-  const double slack = moved + kernels::kRoundingErrorBound * sum;
-  return {sum - missed - slack, sum + spread + slack};
+double CoarseLosses::error(const kernels::Rounding& candidate) const {
+  return kernels::rounding_error(means_.data(), weights_.data(), means_.size(), candidate);
+}
+
+Bracket CoarseLosses::around(double error, double excess,
+                             const kernels::Rounding& candidate) const {
+  // Means are off by their rounding to float32 and that of places, and so is the distance of each
+  // value from its level: at most 2 * shift * sqrt(total * error) + total * shift^2 in all.
+  // Excesses are off by as much relatively, and a middle within kPlaceError of a bin's end may have
+  // been looked for in its neighbour, where it costs no more than that share of a bin.
+  const double shift = largest_ * kMeanError + width_ * kPlaceError;
+  const double moved = 2 * shift * std::sqrt(total_ * error) + total_ * shift * shift;
+  const double slack = moved + kernels::kRoundingErrorBound * error;
+  const double missed = 2 * static_cast<double>(candidate.scale) *
+                        (excess * (1 + kPlaceError) + total_ * (shift + width_ * kPlaceError));
+  return {error - missed - slack, error + slack};
+}
+
+Bracket CoarseLosses::rough_bracket(const kernels::Rounding& candidate, double error) const {
+  return around(error, all_excess_, candidate);
+}
+
+Bracket CoarseLosses::bracket(const kernels::Rounding& candidate, double error) const {
+  const double scale = candidate.scale;
+  const double first_level = std::nearbyint(static_cast<double>(candidate.low) / scale);
+  const double last_level = std::nearbyint(static_cast<double>(candidate.high) / scale);
+  // Middles in bins, counted from the zero before the first bin. What lies before it is skipped, as
+  // what lies behind the last one.
+  const auto position = [&](double level) { return ((level + 0.5) * scale - low_) / width_ + 1; };
+  const double step = scale / width_;
+  double level = first_level;
+  if (position(level) < 0) level += std::ceil(-position(level) / step);
+  if (position(level) < 0) level += 1;
+  const double middles = std::min(
+      last_level - level, (static_cast<double>(excess_.size()) - position(level)) / step + 1);
+  const auto count = static_cast<std::size_t>(std::max(0.0, middles));
+  const double excess =
+      kernels::sum_at_steps(excess_.data(), excess_.size(), position(level), step, count);
+  return around(error, excess, candidate);
 }
 
 }  // namespace amct

@@ -1,6 +1,8 @@
 // Bounds on the losses of many clip ranges, from one pass over the values.
 #pragma once
 
+#include "amct/observe/value_counts.h"
+
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -16,37 +18,60 @@ struct Bracket {
   double high;
 };
 
-/// The values of a large sample in kBins equal bins, each with its count and mean.
+/// The values in equal bins, each with its count and mean.
 ///
-/// Let d(x) be the distance of x from the nearest level, so that the loss is the sum of d^2. In a
-/// bin that lies between two neighbouring middles of levels, all values have one level, and the sum
-/// is count * d(mean)^2 plus the spread of the values around their mean. In a bin that holds a
-/// middle, d is still Lipschitz with constant 1, so the sum misses that by at most 2 sqrt(count
-/// d(mean)^2 * spread), and never exceeds it. With d <= scale / 2 there, and a spread of at most
-/// count * width^2 / 4:
+/// Let L(x) be the level that a candidate moves x to: the nearest one, so that between two middles
+/// of levels it is constant. Then the loss of a bin [a, a + w) with c values of mean m, which all
+/// go to one level, is
 ///
-///     E - straddling * scale * width / 2  <=  loss  <=  E + total * width^2 / 4,
-///     E = sum of count * d(mean)^2
+///     sum (x - L)^2 = c * (m - L)^2 + V,    V = sum (x - m)^2,
 ///
-/// where `straddling` counts the values in bins with a middle. Means are known to an eighth of a
-/// thousandth of a bin, which moves E by as little. The bracket is some 0.3% wide.
+/// and V does not depend on the candidate. In a bin that holds the middle M of two levels this is
+/// too much, since some values have a nearer level: where m <= M, by sum over x > M of 2 * scale *
+/// (x - M). A sum of max(0, x - M) over values in [a, a + w) with mean m is largest where all of
+/// them are at the ends; over all M, at M = m:
+///
+///     c * g,  g = (m - a) * (a + w - m) / w.
+///
+/// So a candidate's loss, less the sum of all V, lies in [E - 2 * scale * G, E], with E the sum of
+/// c * (m - L(m))^2 over all bins and G the sum of c * g over those that hold a middle. With 16
+/// bins a level that is about 1% wide, and narrower with the square of their number.
+///
+/// Bins cover what some candidate does not clip. Values beyond are clipped by all of them, to their
+/// last level: one more bin at either end, of any width.
 class CoarseLosses {
  public:
-  /// The samples must lie in [low, high], low < high.
-  CoarseLosses(std::span<const float> samples, float low, float high);
+  /// Bins for these candidates. `values` has at least two different values.
+  CoarseLosses(const ValueCounts& values, std::span<const kernels::Rounding> candidates);
 
-  /// Bounds on the sum of squared errors of one candidate.
-  Bracket bracket(const kernels::Rounding& candidate) const;
+  /// Whether bins are narrow enough for a bracket; nothing else may be asked where not.
+  bool valid() const { return valid_; }
+
+  /// The sum of squared errors of one candidate with every value at the mean of its bin, which is
+  /// what its brackets are made from.
+  double error(const kernels::Rounding& candidate) const;
+  /// Bounds on the sum of squared errors, less an amount that is the same for all candidates.
+  Bracket bracket(const kernels::Rounding& candidate, double error) const;
+  /// The same, with a lower bound that is cheaper and weaker.
+  Bracket rough_bracket(const kernels::Rounding& candidate, double error) const;
 
  private:
-  std::uint64_t straddling(const kernels::Rounding& candidate) const;
+  class Bins;
+  void add_samples(std::span<const float> samples, const Bins& bins);
+  void add_sorted(const ValueCounts& values, const Bins& bins);
+  void add_bin(std::size_t bin, double count, double places, const Bins& bins);
+  void add_end(double count, double sum);
+  Bracket around(double error, double excess, const kernels::Rounding& candidate) const;
 
-  double low_;
-  double width_;  // of a bin
-  double total_;
-  std::vector<std::uint64_t> below_;  // values in bins before bin i
-  std::vector<float> means_;          // of bins that hold values
-  std::vector<double> weights_;       // their counts
+  bool valid_ = false;
+  double low_ = 0;
+  double width_ = 0;  // of a bin
+  double total_ = 0;
+  double largest_ = 0;           // magnitude
+  std::vector<float> means_;     // of bins that hold values
+  std::vector<double> weights_;  // their counts
+  std::vector<float> excess_;    // c * g of bin i at i + 1, and a zero at either end
+  double all_excess_ = 0;        // their sum
 };
 
 }  // namespace amct

@@ -97,26 +97,26 @@ TEST_P(KernelTest, CollectedPages) {
       std::vector<std::uint16_t> x = halves(dtype, values(9001));
       x.push_back(0x7FFF);
       x.push_back(exponent_mask(dtype));
-      std::vector<std::uint32_t> tables(2 * kPatterns);
-      count_patterns(x.data(), x.size(), tables.data(), tables.data() + kPatterns);
-      std::vector<std::uint32_t> twins = tables;
+      std::vector<std::uint16_t> table(kPatterns);
+      count_patterns(x.data(), x.size(), table.data());
+      std::vector<std::uint16_t> twin = table;
       for (std::size_t page = 0; page < kPatterns / kPageSize; ++page) {
         std::vector<float> found(kPageSize + kCollectSlack);
         std::vector<float> expected = found;
         std::vector<std::uint32_t> counts(found.size());
         std::vector<std::uint32_t> expected_counts(found.size());
-        const std::size_t written = collect_page(
-            dtype, page, tables.data(), tables.data() + kPatterns, found.data(), counts.data());
-        ASSERT_EQ(written, collect_page_scalar(dtype, page, twins.data(), twins.data() + kPatterns,
-                                               expected.data(), expected_counts.data()));
+        const std::size_t written =
+            collect_page(dtype, page, table.data(), found.data(), counts.data());
+        ASSERT_EQ(written, collect_page_scalar(dtype, page, twin.data(), expected.data(),
+                                               expected_counts.data()));
         for (std::size_t i = 0; i < written; ++i) {
           ASSERT_EQ(found[i], expected[i]);
           ASSERT_EQ(std::signbit(found[i]), std::signbit(expected[i]));
           ASSERT_EQ(counts[i], expected_counts[i]);
         }
       }
-      EXPECT_EQ(tables, std::vector<std::uint32_t>(2 * kPatterns));
-      EXPECT_EQ(twins, tables);
+      EXPECT_EQ(table, std::vector<std::uint16_t>(kPatterns));
+      EXPECT_EQ(twin, table);
     }
   });
 }
@@ -152,6 +152,9 @@ TEST_P(KernelTest, CountOfPatterns) {
     count_patterns_scalar(x.data(), x.size(), expected.data());
     for (std::size_t i = 0; i < kPatterns; ++i)
       ASSERT_EQ(tables[i] + tables[kPatterns + i], expected[i]) << i;
+    std::vector<std::uint16_t> narrow(kPatterns);
+    count_patterns(x.data(), x.size(), narrow.data());
+    EXPECT_TRUE(std::ranges::equal(narrow, expected));
   }
 }
 
@@ -210,10 +213,26 @@ TEST_P(KernelTest, BinIndices) {
       bin_indices_scalar(x.data(), x.size(), low, range, 4096, expected.data());
       EXPECT_EQ(found, expected);
       EXPECT_EQ(*std::ranges::max_element(found), 4095U);
-      quick_bin_indices(x.data(), x.size(), low, 4096 / range, 4096, found.data());
-      quick_bin_indices_scalar(x.data(), x.size(), low, 4096 / range, 4096, expected.data());
-      EXPECT_EQ(found, expected);
+      for (const double from : {static_cast<double>(low), low + range / 3}) {
+        quick_bin_indices(x.data(), x.size(), from, 6000 / range, 4096, found.data());
+        quick_bin_indices_scalar(x.data(), x.size(), from, 6000 / range, 4096, expected.data());
+        EXPECT_EQ(found, expected);
+      }
     }
+  });
+}
+
+TEST(BinsTest, SumsAtSteps) {
+  on_every_target([] {
+    const std::vector<float> table = support::sample(Distribution::kNormal, 500, 1);
+    for (const std::size_t count : {0, 1, 7, 8, 9, 255}) {
+      for (const double step : {0.3, 1.0, 7.7}) {
+        EXPECT_EQ(sum_at_steps(table.data(), table.size(), 2.5, step, count),
+                  sum_at_steps_scalar(table.data(), table.size(), 2.5, step, count));
+      }
+    }
+    EXPECT_EQ(sum_at_steps(table.data(), 3, 0.9, 1, 3),
+              static_cast<double>(table[0]) + table[1] + table[2]);
   });
 }
 

@@ -2,6 +2,7 @@
 #include "search/candidate_search.h"
 
 #include <algorithm>
+#include <limits>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -28,8 +29,8 @@ std::vector<Rounding> candidates_for(const std::vector<float>& x, bool with_offs
 class CandidateSearchTest : public testing::TestWithParam<Distribution> {};
 
 TEST_P(CandidateSearchTest, FindsTheFirstSmallestAmongManySamples) {
-  // Past 65,536 samples losses are bracketed from bins first.
-  for (const std::size_t size : {std::size_t{5000}, std::size_t{70000}}) {
+  // Sorted, few samples, and samples that are cut into chunks.
+  for (const std::size_t size : {std::size_t{4000}, std::size_t{5000}, std::size_t{70000}}) {
     for (const bool with_offset : {true, false}) {
       const std::vector<float> x = support::sample(GetParam(), size, 3);
       const std::vector<Rounding> candidates = candidates_for(x, with_offset);
@@ -51,14 +52,26 @@ TEST_P(CandidateSearchTest, BracketsHoldTheTrueLoss) {
   const std::vector<float> x = support::sample(GetParam(), 100000, 5);
   const auto [low, high] = std::ranges::minmax(x);
   if (low == high) GTEST_SKIP() << "bins need a range";
-  const CoarseLosses coarse(x, low, high);
+  const ValueCounts samples = ValueCounts::of(x);
   for (const bool with_offset : {true, false}) {
-    for (const Rounding& c : candidates_for(x, with_offset)) {
-      const Bracket bracket = coarse.bracket(c);
-      const double sum =
-          support::reference_ifmr_loss(x, {c.scale, c.low, c.high}) * static_cast<double>(x.size());
-      EXPECT_LE(bracket.low, sum) << c.scale;
-      EXPECT_GE(bracket.high, sum) << c.scale;
+    const std::vector<Rounding> candidates = candidates_for(x, with_offset);
+    for (const ValueCounts& values : {samples, samples.sorted()}) {
+      const CoarseLosses coarse(values, candidates);
+      if (!coarse.valid()) continue;
+      // Brackets are of losses less one amount for all: at least that much by each one's low end,
+      // at most by each one's high end.
+      double amount_low = -std::numeric_limits<double>::infinity();
+      double amount_high = std::numeric_limits<double>::infinity();
+      for (const Rounding& c : candidates) {
+        const double sum = support::reference_ifmr_loss(x, {c.scale, c.low, c.high}) *
+                           static_cast<double>(x.size());
+        const Bracket bracket = coarse.bracket(c, coarse.error(c));
+        EXPECT_LE(coarse.rough_bracket(c, coarse.error(c)).low, bracket.low);
+        EXPECT_EQ(coarse.rough_bracket(c, coarse.error(c)).high, bracket.high);
+        amount_low = std::max(amount_low, sum - bracket.high);
+        amount_high = std::min(amount_high, sum - bracket.low);
+      }
+      EXPECT_LE(amount_low, amount_high * (1 + 1e-9));
     }
   }
 }

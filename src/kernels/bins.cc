@@ -10,6 +10,19 @@
 #include <hwy/foreach_target.h>  // IWYU pragma: keep
 #include <hwy/highway.h>
 
+#ifndef AMCT_KERNELS_BINS_TYPES
+#define AMCT_KERNELS_BINS_TYPES
+namespace amct::kernels {
+
+/// How many values were done, and whether one was outside of all bins.
+struct QuickBins {
+  std::size_t count;
+  bool any_outside;
+};
+
+}  // namespace amct::kernels
+#endif
+
 HWY_BEFORE_NAMESPACE();
 namespace amct::kernels {
 namespace HWY_NAMESPACE {
@@ -47,19 +60,24 @@ std::size_t BinIndices(const float* values, std::size_t count, double low, doubl
   });
 }
 
-std::size_t QuickBinIndices(const float* values, std::size_t count, double low, double inverse,
-                            std::uint32_t bins, std::uint32_t* indices) {
-  const hn::CappedTag<double, 8> d;
-  const hn::Rebind<std::int32_t, decltype(d)> di;
+QuickBins QuickBinIndices(const float* HWY_RESTRICT values, std::size_t count, float low,
+                          float inverse, std::uint32_t bins, std::uint32_t* HWY_RESTRICT indices) {
+  const hn::ScalableTag<float> d;
+  const hn::RebindToSigned<decltype(d)> di;
+  const std::size_t lanes = hn::Lanes(d);
   const auto origin = hn::Set(d, low);
   const auto factor = hn::Set(d, inverse);
   const auto zero = hn::Zero(d);
-  const auto number = hn::Set(d, static_cast<double>(bins));
-  return Indices(values, count, indices, [&](auto x) {
-    const auto position = hn::Mul(hn::Sub(x, origin), factor);
-    const auto inside = hn::IfThenElse(hn::Lt(position, zero), number, position);
-    return hn::DemoteTo(di, hn::Min(inside, number));
-  });
+  const auto number = hn::Set(d, static_cast<float>(bins));
+  auto largest = zero;
+  std::size_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    const auto position = hn::Mul(hn::Sub(hn::LoadU(d, values + i), origin), factor);
+    const auto inside = hn::Min(hn::IfThenElse(hn::Lt(position, zero), number, position), number);
+    largest = hn::Max(largest, inside);
+    hn::StoreU(hn::ConvertTo(di, inside), di, reinterpret_cast<std::int32_t*>(indices + i));
+  }
+  return {i, hn::GetLane(hn::MaxOfLanes(d, largest)) >= static_cast<float>(bins)};
 }
 
 /// Adds to eight lanes.
@@ -117,19 +135,25 @@ void bin_indices(const float* values, std::size_t count, double low, double rang
   bin_indices_scalar(values + done, count - done, low, range, bins, indices + done);
 }
 
-void quick_bin_indices_scalar(const float* values, std::size_t count, double low, double inverse,
+bool quick_bin_indices_scalar(const float* values, std::size_t count, float low, float inverse,
                               std::uint32_t bins, std::uint32_t* indices) {
+  bool any_outside = false;
   for (std::size_t i = 0; i < count; ++i) {
-    const double position = (static_cast<double>(values[i]) - low) * inverse;
-    indices[i] = position < 0 || position >= bins ? bins : static_cast<std::uint32_t>(position);
+    const float position = (values[i] - low) * inverse;
+    const bool outside = position < 0 || position >= static_cast<float>(bins);
+    indices[i] = outside ? bins : static_cast<std::uint32_t>(position);
+    any_outside = any_outside || outside;
   }
+  return any_outside;
 }
 
-void quick_bin_indices(const float* values, std::size_t count, double low, double inverse,
+bool quick_bin_indices(const float* values, std::size_t count, float low, float inverse,
                        std::uint32_t bins, std::uint32_t* indices) {
-  const std::size_t done =
+  const auto done =
       HWY_DYNAMIC_DISPATCH(QuickBinIndices)(values, count, low, inverse, bins, indices);
-  quick_bin_indices_scalar(values + done, count - done, low, inverse, bins, indices + done);
+  const bool outside = quick_bin_indices_scalar(values + done.count, count - done.count, low,
+                                                inverse, bins, indices + done.count);
+  return outside || done.any_outside;
 }
 
 namespace {

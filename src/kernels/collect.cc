@@ -79,6 +79,27 @@ std::size_t CollectFloat16(std::size_t page, std::uint16_t* table, float* values
   return Collect<false>(page, table, values, counts);
 }
 
+/// Handles a multiple of the vector size; returns how many.
+std::size_t WidenFloat16(const std::uint16_t* HWY_RESTRICT patterns, std::size_t count,
+                         float* HWY_RESTRICT values) {
+  const hn::CappedTag<std::uint32_t, 16> du;
+  const hn::Rebind<std::uint16_t, decltype(du)> du16;
+  const hn::RebindToFloat<decltype(du)> df;
+  const std::size_t lanes = hn::Lanes(du);
+  const auto exponent = hn::Set(du, 0x7C00);
+  const auto more = hn::Set(du, 112U << 23);
+  std::size_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    const auto pattern = hn::PromoteTo(du, hn::LoadU(du16, patterns + i));
+    // Infinity and NaN get the largest exponent instead of the next one to that of finite values.
+    const auto special = hn::Eq(hn::And(pattern, exponent), exponent);
+    const auto bits = hn::BitCast(du, ToFloat<false>(du, pattern));
+    const auto value = hn::Add(bits, hn::IfThenElseZero(special, more));
+    hn::StoreU(hn::BitCast(df, value), df, values + i);
+  }
+  return i;
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace amct::kernels
 HWY_AFTER_NAMESPACE();
@@ -89,6 +110,7 @@ namespace {
 
 HWY_EXPORT(CollectBFloat16);
 HWY_EXPORT(CollectFloat16);
+HWY_EXPORT(WidenFloat16);
 
 }  // namespace
 
@@ -112,6 +134,15 @@ std::size_t collect_page_scalar(DType dtype, std::size_t page, std::uint16_t* ta
     ++written;
   }
   return written;
+}
+
+void widen_float16_scalar(const std::uint16_t* patterns, std::size_t count, float* values) {
+  for (std::size_t i = 0; i < count; ++i) values[i] = float16_to_float(patterns[i]);
+}
+
+void widen_float16(const std::uint16_t* patterns, std::size_t count, float* values) {
+  const std::size_t done = HWY_DYNAMIC_DISPATCH(WidenFloat16)(patterns, count, values);
+  widen_float16_scalar(patterns + done, count - done, values + done);
 }
 
 }  // namespace amct::kernels

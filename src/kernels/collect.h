@@ -24,4 +24,10 @@ std::size_t collect_page(DType dtype, std::size_t page, std::uint16_t* table, fl
 std::size_t collect_page_scalar(DType dtype, std::size_t page, std::uint16_t* table, float* values,
                                 std::uint32_t* counts);
 
+/// values[i] = the float32 of the float16 pattern i, exactly, NaN and infinities included.
+void widen_float16(const std::uint16_t* patterns, std::size_t count, float* values);
+
+/// The same in plain C++, for the tests.
+void widen_float16_scalar(const std::uint16_t* patterns, std::size_t count, float* values);
+
 }  // namespace amct::kernels

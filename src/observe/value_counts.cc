@@ -21,7 +21,7 @@ namespace amct {
 namespace {
 
 // Up to here sorting is cheap, and equal values are then counted together.
-constexpr std::size_t kSortedSamples = 4096;
+constexpr std::size_t kSortedSamples = 1024;
 
 // Samples whose extremes are known, and blocks of them that a thread scans at once.
 constexpr std::size_t kBlock = 1024;

@@ -22,6 +22,22 @@ constexpr std::size_t kCoarseValues = 2048;
 // Values summed in one task.
 constexpr std::size_t kChunk = std::size_t{1} << 16;
 
+/// Counts as the kernels take them; none where there are none.
+template <typename T>
+std::vector<T> weights_of(std::span<const std::uint64_t> counts) {
+  std::uint64_t bits = 0;
+  for (const std::uint64_t count : counts) bits |= count;
+  std::vector<T> weights(counts.size());
+  if ((bits >> 31) == 0) {  // conversions that there are vector instructions for
+    std::ranges::transform(counts, weights.begin(), [](std::uint64_t count) {
+      return static_cast<T>(static_cast<std::int32_t>(count));
+    });
+  } else {
+    std::ranges::copy(counts, weights.begin());
+  }
+  return weights;
+}
+
 /// The candidates that are left, and a bracket of each one's loss.
 class CandidateSearch {
  public:
@@ -68,7 +84,7 @@ class CandidateSearch {
   }
 
   void narrow_quickly() {
-    const std::vector<float> weights(values_.counts().begin(), values_.counts().end());
+    const std::vector<float> weights = weights_of<float>(values_.counts());
     for (const std::size_t i : left_) {
       const double sum = sum_of_chunks<float>(weights, [&](auto... chunk) {
         return kernels::quick_rounding_error(chunk..., candidates_[i]);
@@ -84,7 +100,7 @@ class CandidateSearch {
   }
 
   void narrow() {
-    const std::vector<double> weights(values_.counts().begin(), values_.counts().end());
+    const std::vector<double> weights = weights_of<double>(values_.counts());
     for (const std::size_t i : left_) {
       const double sum = sum_of_chunks<double>(weights, [&](auto... chunk) {
         return kernels::rounding_error(chunk..., candidates_[i]);

@@ -17,15 +17,14 @@ namespace {
 
 constexpr std::size_t kMinBins = 4096;
 constexpr std::size_t kMaxBins = 16384;
-// A bin's number and a value's place inside it, together.
-constexpr int kPositionBits = 30;
+// A bin's number and a value's place inside it, together: the mantissa of a float32.
+constexpr int kPositionBits = 24;
 // One 64-bit addition a sample counts it and adds its place: this many samples, then the count
 // could be run into.
 constexpr int kCountShift = 40;
 constexpr std::size_t kPackedSamples = std::size_t{1} << 20;
 constexpr std::size_t kChunk = std::size_t{1} << 16;
-// Places of bins are good to this many bins, and means to this relative error.
-constexpr double kPlaceError = 1e-6;
+// Relative error of means, which are float32.
 constexpr double kMeanError = 0x1p-23;
 
 std::size_t bins_for(std::size_t values) {
@@ -40,37 +39,56 @@ class CoarseLosses::Bins {
   Bins(std::size_t bins, double low, double width)
       : bins_(bins),
         place_bits_(kPositionBits - std::bit_width(bins) + 1),
-        low_(low),
-        inverse_(static_cast<double>(std::uint32_t{1} << place_bits_) / width) {}
+        low_(static_cast<float>(low)),
+        inverse_(static_cast<float>(places_a_bin() / width)) {}
+
+  /// Whether positions are numbers: a range may be too wide or too narrow for float32.
+  bool valid() const {
+    return std::isnormal(inverse_) && std::isfinite(static_cast<float>(end()) / inverse_);
+  }
 
   std::size_t bins() const { return bins_; }
   double places_a_bin() const { return static_cast<double>(std::uint32_t{1} << place_bits_); }
+  /// How far values and their mean may be from where they are placed, in bins: the difference, the
+  /// factor and the product are rounded, and half a place is not known.
+  double place_error() const {
+    return static_cast<double>(bins_) * 0x1p-22 + 0.5 / places_a_bin();
+  }
 
   /// Calls inside(i, bin, place) for values in a bin, outside(i, whether above) for others.
   template <typename Inside, typename Outside>
   void locate(std::span<const float> values, Inside inside, Outside outside) const {
     std::array<std::uint32_t, 256> positions;
-    const auto end = static_cast<std::uint32_t>(bins_ << place_bits_);
     const std::uint32_t place_mask = (std::uint32_t{1} << place_bits_) - 1;
+    const std::uint32_t last = end();
     for (std::size_t begin = 0; begin < values.size(); begin += positions.size()) {
       const std::size_t size = std::min(positions.size(), values.size() - begin);
-      kernels::quick_bin_indices(values.data() + begin, size, low_, inverse_, end,
-                                 positions.data());
+      const bool any_outside = kernels::quick_bin_indices(values.data() + begin, size, low_,
+                                                          inverse_, last, positions.data());
+      const auto add = [&](std::size_t i) {
+        inside(begin + i, positions[i] >> place_bits_, positions[i] & place_mask);
+      };
+      if (!any_outside) {  // nearly always
+        for (std::size_t i = 0; i < size; ++i) add(i);
+        continue;
+      }
       for (std::size_t i = 0; i < size; ++i) {
-        if (positions[i] == end) {
-          outside(begin + i, static_cast<double>(values[begin + i]) >= low_);
+        if (positions[i] == last) {
+          outside(begin + i, values[begin + i] >= low_);
         } else {
-          inside(begin + i, positions[i] >> place_bits_, positions[i] & place_mask);
+          add(i);
         }
       }
     }
   }
 
  private:
+  std::uint32_t end() const { return static_cast<std::uint32_t>(bins_ << place_bits_); }
+
   std::size_t bins_;
   int place_bits_;
-  double low_;
-  double inverse_;  // places a unit
+  float low_;
+  float inverse_;  // places a unit
 };
 
 namespace {
@@ -135,7 +153,8 @@ struct PackedBins {
 }  // namespace
 
 CoarseLosses::CoarseLosses(const ValueCounts& values, std::span<const kernels::Rounding> candidates)
-    : total_(static_cast<double>(values.total())), largest_(values.max_abs()) {
+    : total_(static_cast<double>(values.total())) {
+  const double largest = values.max_abs();
   double low = candidates.front().low;
   double high = candidates.front().high;
   double scale = candidates.front().scale;
@@ -148,9 +167,13 @@ CoarseLosses::CoarseLosses(const ValueCounts& values, std::span<const kernels::R
   high = std::min(high, static_cast<double>(values.max()));
   const std::size_t count = bins_for(values.values().size());
   width_ = (high - low_) / static_cast<double>(count);
-  valid_ = width_ > 0 && 2 * width_ <= scale;
-  if (!valid_) return;
+  if (!(width_ > 0 && 2 * width_ <= scale)) return;
   const Bins bins(count, low_, width_);
+  valid_ = bins.valid();
+  if (!valid_) return;
+  // Means are also rounded to float32.
+  shift_ = largest * kMeanError + width_ * bins.place_error();
+  counts_.resize(count + 2);
   excess_.resize(count + 2);
   const std::size_t used = std::min(count, values.values().size()) + 2;
   means_.reserve(used);
@@ -160,6 +183,18 @@ CoarseLosses::CoarseLosses(const ValueCounts& values, std::span<const kernels::R
   } else {
     add_sorted(values, bins);
   }
+  finish_excesses();
+}
+
+void CoarseLosses::finish_excesses() {
+  // Values may lie as far as shift_ outside of their bin, where they add so much to what g allows; and
+  // a middle may be looked for in a neighbour of the bin whose values lie on both sides of it.
+  const auto step = static_cast<float>(2 * shift_);
+  std::vector<float> widened(excess_.size());
+  for (std::size_t i = 1; i + 1 < excess_.size(); ++i)
+    widened[i] = excess_[i] + step * (counts_[i - 1] + counts_[i] + counts_[i + 1]);
+  excess_ = std::move(widened);
+  for (const float excess : excess_) all_excess_ += static_cast<double>(excess);
 }
 
 void CoarseLosses::add_bin(std::size_t bin, double count, double places, const Bins& bins) {
@@ -169,13 +204,14 @@ void CoarseLosses::add_bin(std::size_t bin, double count, double places, const B
   weights_.push_back(count);
   const double excess = count * place * (1 - place) * width_;
   excess_[bin + 1] = static_cast<float>(excess);
-  all_excess_ += excess;
+  counts_[bin + 1] = static_cast<float>(count);
 }
 
-void CoarseLosses::add_end(double count, double sum) {
+void CoarseLosses::add_end(bool above, double count, double sum) {
   if (count == 0) return;
   means_.push_back(static_cast<float>(sum / count));
   weights_.push_back(count);
+  counts_[above ? counts_.size() - 1 : 0] = static_cast<float>(count);
 }
 
 void CoarseLosses::add_samples(std::span<const float> samples, const Bins& bins) {
@@ -195,7 +231,8 @@ void CoarseLosses::add_samples(std::span<const float> samples, const Bins& bins)
   for (std::size_t bin = 0; bin < bins.bins(); ++bin) {
     if (const Sum sum = all.at(bin); sum.count > 0) add_bin(bin, sum.count, sum.sum, bins);
   }
-  for (const Sum& end : all.ends) add_end(end.count, end.sum);
+  for (const bool above : {false, true})
+    add_end(above, all.ends[above ? 1 : 0].count, all.ends[above ? 1 : 0].sum);
 }
 
 void CoarseLosses::add_sorted(const ValueCounts& values, const Bins& bins) {
@@ -220,7 +257,8 @@ void CoarseLosses::add_sorted(const ValueCounts& values, const Bins& bins) {
         ends[above ? 1 : 0].add(static_cast<double>(values.counts()[i]), values.values()[i]);
       });
   close();
-  for (const Sum& end : ends) add_end(end.count, end.sum);
+  for (const bool above : {false, true})
+    add_end(above, ends[above ? 1 : 0].count, ends[above ? 1 : 0].sum);
 }
 
 double CoarseLosses::error(const kernels::Rounding& candidate) const {
@@ -229,15 +267,11 @@ double CoarseLosses::error(const kernels::Rounding& candidate) const {
 
 Bracket CoarseLosses::around(double error, double excess,
                              const kernels::Rounding& candidate) const {
-  // Means are off by their rounding to float32 and that of places, and so is the distance of each
-  // value from its level: at most 2 * shift * sqrt(total * error) + total * shift^2 in all.
-  // Excesses are off by as much relatively, and a middle within kPlaceError of a bin's end may have
-  // been looked for in its neighbour, where it costs no more than that share of a bin.
-  const double shift = largest_ * kMeanError + width_ * kPlaceError;
-  const double moved = 2 * shift * std::sqrt(total_ * error) + total_ * shift * shift;
+  // Means are off by shift_ at most, and so is their distance from a level.
+  const double moved = 2 * shift_ * std::sqrt(total_ * error) + total_ * shift_ * shift_;
   const double slack = moved + kernels::kRoundingErrorBound * error;
-  const double missed = 2 * static_cast<double>(candidate.scale) *
-                        (excess * (1 + kPlaceError) + total_ * (shift + width_ * kPlaceError));
+  // Excesses are summed from float32 values.
+  const double missed = 2 * static_cast<double>(candidate.scale) * excess * (1 + 1e-5);
   return {error - missed - slack, error + slack};
 }
 

@@ -121,6 +121,19 @@ TEST_P(KernelTest, CollectedPages) {
   });
 }
 
+TEST(CollectTest, EveryFloat16Widens) {
+  on_every_target([] {
+    std::vector<std::uint16_t> patterns(kPatterns + 5);
+    for (std::size_t i = 0; i < patterns.size(); ++i) patterns[i] = static_cast<std::uint16_t>(i);
+    std::vector<float> found(patterns.size());
+    std::vector<float> expected(patterns.size());
+    widen_float16(patterns.data(), patterns.size(), found.data());
+    widen_float16_scalar(patterns.data(), patterns.size(), expected.data());
+    for (std::size_t i = 0; i < found.size(); ++i)
+      ASSERT_EQ(std::bit_cast<std::uint32_t>(found[i]), std::bit_cast<std::uint32_t>(expected[i])) << i;
+  });
+}
+
 TEST(TurnTest, RowsBecomeColumns) {
   on_every_target([] {
     const auto check = [](auto bits) {
@@ -214,8 +227,14 @@ TEST_P(KernelTest, BinIndices) {
       EXPECT_EQ(found, expected);
       EXPECT_EQ(*std::ranges::max_element(found), 4095U);
       for (const double from : {static_cast<double>(low), low + range / 3}) {
-        quick_bin_indices(x.data(), x.size(), from, 6000 / range, 4096, found.data());
-        quick_bin_indices_scalar(x.data(), x.size(), from, 6000 / range, 4096, expected.data());
+        const auto origin = static_cast<float>(from);
+        const auto inverse = static_cast<float>(6000 / range);
+        if (!std::isnormal(inverse) || !std::isfinite(high - low)) continue;  // positions are NaN
+        const bool outside =
+            quick_bin_indices(x.data(), x.size(), origin, inverse, 4096, found.data());
+        EXPECT_EQ(outside, quick_bin_indices_scalar(x.data(), x.size(), origin, inverse, 4096,
+                                                    expected.data()));
+        EXPECT_EQ(outside, std::ranges::count(expected, 4096U) > 0);
         EXPECT_EQ(found, expected);
       }
     }

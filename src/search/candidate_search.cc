@@ -84,53 +84,54 @@ class CandidateSearch {
   }
 
   void narrow_quickly() {
-    const std::vector<float> weights = weights_of<float>(values_.counts());
-    for (const std::size_t i : left_) {
-      const double sum = sum_of_chunks<float>(weights, [&](auto... chunk) {
-        return kernels::quick_rounding_error(chunk..., candidates_[i]);
-      });
-      if (!std::isfinite(sum)) {  // squares beyond float32: nothing learnt
+    const std::vector<double> sums = sums_of_chunks<float>(kernels::quick_rounding_error);
+    for (std::size_t k = 0; k < left_.size(); ++k) {
+      const std::size_t i = left_[k];
+      if (!std::isfinite(sums[k])) {  // squares beyond float32: nothing learnt
         brackets_[i] = {0, std::numeric_limits<double>::infinity()};
         continue;
       }
-      const double error = kernels::quick_error_bound(sum, total_, candidates_[i]);
-      set_bracket(i, sum - error, sum + error);
+      const double error = kernels::quick_error_bound(sums[k], total_, candidates_[i]);
+      set_bracket(i, sums[k] - error, sums[k] + error);
     }
     drop_losers();
   }
 
   void narrow() {
-    const std::vector<double> weights = weights_of<double>(values_.counts());
-    for (const std::size_t i : left_) {
-      const double sum = sum_of_chunks<double>(weights, [&](auto... chunk) {
-        return kernels::rounding_error(chunk..., candidates_[i]);
-      });
-      set_bracket(i, sum * (1 - kernels::kRoundingErrorBound),
-                  sum * (1 + kernels::kRoundingErrorBound));
+    const std::vector<double> sums = sums_of_chunks<double>(kernels::rounding_error);
+    for (std::size_t k = 0; k < left_.size(); ++k) {
+      set_bracket(left_[k], sums[k] * (1 - kernels::kRoundingErrorBound),
+                  sums[k] * (1 + kernels::kRoundingErrorBound));
     }
     drop_losers();
   }
 
-  /// The sum of error(values, weights or null, size) over all chunks, in parallel where there are
-  /// many. Chunks are of one size and added in order, so that the number of threads changes
-  /// nothing.
+  /// The sum of error(values, weights or null, size, candidate) over all chunks of values, for each
+  /// candidate that is left; all of them while a chunk is in the cache. Chunks are of one size and
+  /// added in order, so that the number of threads changes nothing.
   template <typename T, typename Error>
-  double sum_of_chunks(const std::vector<T>& weights, Error error) const {
+  std::vector<double> sums_of_chunks(Error error) const {
+    const std::vector<T> weights = weights_of<T>(values_.counts());
     const std::span<const float> values = values_.values();
     const std::size_t chunks = (values.size() + kChunk - 1) / kChunk;
-    std::vector<double> sums(chunks);
+    std::vector<double> parts(chunks * left_.size());
     const auto sum_chunk = [&](std::size_t chunk) {
       const std::size_t begin = chunk * kChunk;
       const std::size_t size = std::min(kChunk, values.size() - begin);
       const T* chunk_weights = weights.empty() ? nullptr : weights.data() + begin;
-      sums[chunk] = error(values.data() + begin, chunk_weights, size);
+      for (std::size_t k = 0; k < left_.size(); ++k) {
+        parts[chunk * left_.size() + k] =
+            error(values.data() + begin, chunk_weights, size, candidates_[left_[k]]);
+      }
     };
     if (chunks == 1) {
       sum_chunk(0);
     } else {
       tbb::parallel_for(std::size_t{0}, chunks, sum_chunk);
     }
-    return std::accumulate(sums.begin(), sums.end(), 0.0);
+    std::vector<double> sums(left_.size());
+    for (std::size_t i = 0; i < parts.size(); ++i) sums[i % left_.size()] += parts[i];
+    return sums;
   }
 
   /// Exact losses of what is left: with division, as the formula says, summed in double-double.

@@ -4,6 +4,7 @@
 #include <array>
 #include <bit>
 #include <cmath>
+#include <limits>
 #include <utility>
 
 #include <tbb/blocked_range.h>
@@ -17,6 +18,8 @@ namespace {
 
 constexpr std::size_t kMinBins = 4096;
 constexpr std::size_t kMaxBins = 16384;
+// Bins whose largest excess is taken together: some one or two steps of a candidate.
+constexpr std::size_t kRun = 16;
 // A bin's number and a value's place inside it, together: the mantissa of a float32.
 constexpr int kPositionBits = 24;
 // One 64-bit addition a sample counts it and adds its place: this many samples, then the count
@@ -173,7 +176,6 @@ CoarseLosses::CoarseLosses(const ValueCounts& values, std::span<const kernels::R
   if (!valid_) return;
   // Means are also rounded to float32.
   shift_ = largest * kMeanError + width_ * bins.place_error();
-  counts_.resize(count + 2);
   excess_.resize(count + 2);
   const std::size_t used = std::min(count, values.values().size()) + 2;
   means_.reserve(used);
@@ -183,35 +185,30 @@ CoarseLosses::CoarseLosses(const ValueCounts& values, std::span<const kernels::R
   } else {
     add_sorted(values, bins);
   }
-  finish_excesses();
-}
-
-void CoarseLosses::finish_excesses() {
-  // Values may lie as far as shift_ outside of their bin, where they add so much to what g allows; and
-  // a middle may be looked for in a neighbour of the bin whose values lie on both sides of it.
-  const auto step = static_cast<float>(2 * shift_);
-  std::vector<float> widened(excess_.size());
-  for (std::size_t i = 1; i + 1 < excess_.size(); ++i)
-    widened[i] = excess_[i] + step * (counts_[i - 1] + counts_[i] + counts_[i + 1]);
-  excess_ = std::move(widened);
-  for (const float excess : excess_) all_excess_ += static_cast<double>(excess);
+  for (std::size_t bin = 0; bin < excess_.size(); bin += kRun) {
+    const auto run = std::span(excess_).subspan(bin, std::min(kRun, excess_.size() - bin));
+    largest_of_runs_ += static_cast<double>(*std::ranges::max_element(run));
+  }
 }
 
 void CoarseLosses::add_bin(std::size_t bin, double count, double places, const Bins& bins) {
   // Places are rounded down, by half of one on average.
   const double place = (places / count + 0.5) / bins.places_a_bin();
   means_.push_back(static_cast<float>(low_ + (static_cast<double>(bin) + place) * width_));
-  weights_.push_back(count);
-  const double excess = count * place * (1 - place) * width_;
-  excess_[bin + 1] = static_cast<float>(excess);
-  counts_[bin + 1] = static_cast<float>(count);
+  weights_.push_back(static_cast<float>(count));
+  // Values may lie as far as shift_ outside of their bin, where they add so much to what g allows; and
+  // a middle may be looked for in a neighbour of the bin whose values lie on both sides of it.
+  const double more = 2 * shift_ * count;
+  const double excess = count * place * (1 - place) * width_ + more;
+  excess_[bin] += static_cast<float>(more);
+  excess_[bin + 1] += static_cast<float>(excess);
+  excess_[bin + 2] += static_cast<float>(more);
 }
 
-void CoarseLosses::add_end(bool above, double count, double sum) {
+void CoarseLosses::add_end(double count, double sum) {
   if (count == 0) return;
   means_.push_back(static_cast<float>(sum / count));
-  weights_.push_back(count);
-  counts_[above ? counts_.size() - 1 : 0] = static_cast<float>(count);
+  weights_.push_back(static_cast<float>(count));
 }
 
 void CoarseLosses::add_samples(std::span<const float> samples, const Bins& bins) {
@@ -231,8 +228,7 @@ void CoarseLosses::add_samples(std::span<const float> samples, const Bins& bins)
   for (std::size_t bin = 0; bin < bins.bins(); ++bin) {
     if (const Sum sum = all.at(bin); sum.count > 0) add_bin(bin, sum.count, sum.sum, bins);
   }
-  for (const bool above : {false, true})
-    add_end(above, all.ends[above ? 1 : 0].count, all.ends[above ? 1 : 0].sum);
+  for (const Sum& end : all.ends) add_end(end.count, end.sum);
 }
 
 void CoarseLosses::add_sorted(const ValueCounts& values, const Bins& bins) {
@@ -257,26 +253,28 @@ void CoarseLosses::add_sorted(const ValueCounts& values, const Bins& bins) {
         ends[above ? 1 : 0].add(static_cast<double>(values.counts()[i]), values.values()[i]);
       });
   close();
-  for (const bool above : {false, true})
-    add_end(above, ends[above ? 1 : 0].count, ends[above ? 1 : 0].sum);
+  for (const Sum& end : ends) add_end(end.count, end.sum);
 }
 
 double CoarseLosses::error(const kernels::Rounding& candidate) const {
-  return kernels::rounding_error(means_.data(), weights_.data(), means_.size(), candidate);
+  return kernels::quick_rounding_error(means_.data(), weights_.data(), means_.size(), candidate);
 }
 
 Bracket CoarseLosses::around(double error, double excess,
                              const kernels::Rounding& candidate) const {
+  if (!std::isfinite(error)) return {0, std::numeric_limits<double>::infinity()};
   // Means are off by shift_ at most, and so is their distance from a level.
   const double moved = 2 * shift_ * std::sqrt(total_ * error) + total_ * shift_ * shift_;
-  const double slack = moved + kernels::kRoundingErrorBound * error;
+  const double slack = moved + kernels::quick_error_bound(error, total_, candidate);
   // Excesses are summed from float32 values.
   const double missed = 2 * static_cast<double>(candidate.scale) * excess * (1 + 1e-5);
   return {error - missed - slack, error + slack};
 }
 
 Bracket CoarseLosses::rough_bracket(const kernels::Rounding& candidate, double error) const {
-  return around(error, all_excess_, candidate);
+  // So many middles at most are in a run of bins, each in the worst of them.
+  const double middles = std::floor(kRun * width_ / static_cast<double>(candidate.scale)) + 1;
+  return around(error, middles * largest_of_runs_, candidate);
 }
 
 Bracket CoarseLosses::bracket(const kernels::Rounding& candidate, double error) const {

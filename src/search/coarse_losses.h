@@ -60,8 +60,7 @@ class CoarseLosses {
   void add_samples(std::span<const float> samples, const Bins& bins);
   void add_sorted(const ValueCounts& values, const Bins& bins);
   void add_bin(std::size_t bin, double count, double places, const Bins& bins);
-  void add_end(bool above, double count, double sum);
-  void finish_excesses();
+  void add_end(double count, double sum);
   Bracket around(double error, double excess, const kernels::Rounding& candidate) const;
 
   bool valid_ = false;
@@ -70,10 +69,9 @@ class CoarseLosses {
   double total_ = 0;
   double shift_ = 0;  // how far means, and values from their bins, may be off
   std::vector<float> means_;     // of bins that hold values
-  std::vector<double> weights_;  // their counts
-  std::vector<float> counts_;    // values of bin i at i + 1, and those beyond at either end
+  std::vector<float> weights_;   // their counts
   std::vector<float> excess_;    // bound of c * g of bin i at i + 1, and a zero at either end
-  double all_excess_ = 0;        // their sum
+  double largest_of_runs_ = 0;   // sum of the largest excess in each run of bins
 };
 
 }  // namespace amct

@@ -38,35 +38,50 @@ std::vector<T> weights_of(std::span<const std::uint64_t> counts) {
   return weights;
 }
 
+}  // namespace
+
 /// The candidates that are left, and a bracket of each one's loss.
-class CandidateSearch {
+class CandidateSearch::Run {
  public:
-  CandidateSearch(const ValueCounts& values, std::span<const Rounding> candidates)
-      : values_(values),
-        total_(static_cast<double>(values.total())),
-        noise_(std::pow(
-            static_cast<double>(std::numeric_limits<float>::epsilon()) * values.max_abs(), 2)),
+  Run(const CandidateSearch& search, std::span<const Rounding> candidates)
+      : search_(search),
+        values_(search.values_),
+        total_(static_cast<double>(search.values_.total())),
+        noise_(search.noise_),
         candidates_(candidates),
         brackets_(candidates.size(), Bracket{0, std::numeric_limits<double>::infinity()}) {
     for (std::size_t i = 0; i < candidates.size(); ++i) left_.push_back(i);
   }
 
-  BestCandidate run() {
-    if (values_.values().size() >= kCoarseValues && values_.min() < values_.max())
-      narrow_coarsely();
+  BestCandidate best() {
+    if (search_.coarse_) narrow_coarsely(*search_.coarse_);
     if (left_.size() > 1) narrow_quickly();
     narrow();  // also where one is left: its loss is reported
     if (left_.size() > 1) decide();
-    const std::size_t winner = left_.front();
-    return {winner, std::midpoint(brackets_[winner].low, brackets_[winner].high)};
+    return {left_.front(), loss_of(left_.front())};
+  }
+
+  BestCandidate quick_best() {
+    if (search_.coarse_) {
+      for (const std::size_t i : left_) {
+        const double loss = search_.coarse_->error(candidates_[i]) / total_;
+        brackets_[i] = {loss, loss};
+      }
+    } else {
+      narrow_quickly();
+    }
+    if (!std::isfinite(brackets_[left_.front()].high)) narrow();
+    const auto smallest = std::ranges::min_element(
+        left_, {}, [&](std::size_t i) { return loss_of(i); });
+    return {*smallest, loss_of(*smallest)};
   }
 
  private:
+  double loss_of(std::size_t i) const { return std::midpoint(brackets_[i].low, brackets_[i].high); }
+
   /// These brackets are of losses less the same amount for all, so they say who loses, but not
   /// which losses count as zero: they are used only where none does.
-  void narrow_coarsely() {
-    const CoarseLosses coarse(values_, candidates_);
-    if (!coarse.valid()) return;
+  void narrow_coarsely(const CoarseLosses& coarse) {
     std::vector<double> errors(candidates_.size());
     for (const std::size_t i : left_) {
       errors[i] = coarse.error(candidates_[i]);
@@ -84,7 +99,7 @@ class CandidateSearch {
   }
 
   void narrow_quickly() {
-    const std::vector<double> sums = sums_of_chunks<float>(kernels::quick_rounding_error);
+    const std::vector<double> sums = sums_of_chunks(search_.weights_, kernels::quick_rounding_error);
     for (std::size_t k = 0; k < left_.size(); ++k) {
       const std::size_t i = left_[k];
       if (!std::isfinite(sums[k])) {  // squares beyond float32: nothing learnt
@@ -98,7 +113,8 @@ class CandidateSearch {
   }
 
   void narrow() {
-    const std::vector<double> sums = sums_of_chunks<double>(kernels::rounding_error);
+    const std::vector<double> sums = sums_of_chunks(
+        weights_of<double>(values_.counts()), kernels::rounding_error);
     for (std::size_t k = 0; k < left_.size(); ++k) {
       set_bracket(left_[k], sums[k] * (1 - kernels::kRoundingErrorBound),
                   sums[k] * (1 + kernels::kRoundingErrorBound));
@@ -110,8 +126,7 @@ class CandidateSearch {
   /// candidate that is left; all of them while a chunk is in the cache. Chunks are of one size and
   /// added in order, so that the number of threads changes nothing.
   template <typename T, typename Error>
-  std::vector<double> sums_of_chunks(Error error) const {
-    const std::vector<T> weights = weights_of<T>(values_.counts());
+  std::vector<double> sums_of_chunks(const std::vector<T>& weights, Error error) const {
     const std::span<const float> values = values_.values();
     const std::size_t chunks = (values.size() + kChunk - 1) / kChunk;
     std::vector<double> parts(chunks * left_.size());
@@ -172,6 +187,7 @@ class CandidateSearch {
     });
   }
 
+  const CandidateSearch& search_;
   const ValueCounts& values_;
   double total_;
   double noise_;
@@ -180,11 +196,36 @@ class CandidateSearch {
   std::vector<std::size_t> left_;  // candidates that can still win, ascending
 };
 
-}  // namespace
+CandidateSearch::CandidateSearch(const ValueCounts& values)
+    : values_(values),
+      noise_(std::pow(
+          static_cast<double>(std::numeric_limits<float>::epsilon()) * values.max_abs(), 2)),
+      weights_(weights_of<float>(values.counts())) {}
+
+CandidateSearch::CandidateSearch(const ValueCounts& values, const Rounding& envelope)
+    : CandidateSearch(values) {
+  if (values.values().size() < kCoarseValues) return;
+  coarse_.emplace(values, envelope);
+  if (!coarse_->valid()) coarse_.reset();
+}
+
+BestCandidate CandidateSearch::best(std::span<const Rounding> candidates) const {
+  return Run(*this, candidates).best();
+}
+
+BestCandidate CandidateSearch::quick_best(std::span<const Rounding> candidates) const {
+  return Run(*this, candidates).quick_best();
+}
 
 BestCandidate first_smallest_loss(const ValueCounts& values,
-                                  std::span<const kernels::Rounding> candidates) {
-  return CandidateSearch(values, candidates).run();
+                                  std::span<const Rounding> candidates) {
+  Rounding envelope = candidates.front();
+  for (const Rounding& candidate : candidates) {
+    envelope.scale = std::min(envelope.scale, candidate.scale);
+    envelope.low = std::min(envelope.low, candidate.low);
+    envelope.high = std::max(envelope.high, candidate.high);
+  }
+  return CandidateSearch(values, envelope).best(candidates);
 }
 
 }  // namespace amct

@@ -155,19 +155,12 @@ struct PackedBins {
 
 }  // namespace
 
-CoarseLosses::CoarseLosses(const ValueCounts& values, std::span<const kernels::Rounding> candidates)
+CoarseLosses::CoarseLosses(const ValueCounts& values, const kernels::Rounding& envelope)
     : total_(static_cast<double>(values.total())) {
   const double largest = values.max_abs();
-  double low = candidates.front().low;
-  double high = candidates.front().high;
-  double scale = candidates.front().scale;
-  for (const kernels::Rounding& candidate : candidates) {
-    low = std::min(low, static_cast<double>(candidate.low));
-    high = std::max(high, static_cast<double>(candidate.high));
-    scale = std::min(scale, static_cast<double>(candidate.scale));
-  }
-  low_ = std::max(low, static_cast<double>(values.min()));
-  high = std::min(high, static_cast<double>(values.max()));
+  const double scale = envelope.scale;
+  low_ = std::max(envelope.low, values.min());
+  const double high = std::min(envelope.high, values.max());
   const std::size_t count = bins_for(values.values().size());
   width_ = (high - low_) / static_cast<double>(count);
   if (!(width_ > 0 && 2 * width_ <= scale)) return;

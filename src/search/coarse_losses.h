@@ -41,8 +41,8 @@ struct Bracket {
 /// last level: one more bin at either end, of any width.
 class CoarseLosses {
  public:
-  /// Bins for these candidates. `values` has at least two different values.
-  CoarseLosses(const ValueCounts& values, std::span<const kernels::Rounding> candidates);
+  /// Bins for candidates inside of the range of `envelope`, with no smaller scale.
+  CoarseLosses(const ValueCounts& values, const kernels::Rounding& envelope);
 
   /// Whether bins are narrow enough for a bracket; nothing else may be asked where not.
   bool valid() const { return valid_; }

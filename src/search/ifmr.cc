@@ -1,5 +1,7 @@
 #include "amct/search/ifmr.h"
 
+#include "amct/search/percentile.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -12,13 +14,6 @@ namespace {
 
 constexpr float kEpsilon = std::numeric_limits<float>::epsilon();
 constexpr double kMaxRatio = std::numeric_limits<float>::max();
-
-/// k such that the bound is the k-th largest (or smallest) of n values.
-std::uint64_t order_statistic(std::uint64_t n, double percentile) {
-  if (1.0 - percentile < static_cast<double>(kEpsilon)) return 1;
-  const auto below = static_cast<std::uint64_t>(percentile * static_cast<double>(n));
-  return std::max<std::uint64_t>(1, n - std::min(below, n));
-}
 
 /// start, start + step, ... below end; float64 arithmetic, each rounded once to float32. One beyond
 /// float32 saturates: infinity times a clip range of zero would be NaN.

@@ -4,6 +4,8 @@
 #include "amct/search/hfmg.h"
 #include "amct/search/ifmr.h"
 #include "amct/search/minmax.h"
+#include "amct/search/mse.h"
+#include "amct/search/percentile.h"
 
 #include <algorithm>
 #include <array>
@@ -15,6 +17,8 @@ std::span<const Algorithm> algorithms() {
       ifmr_algorithm(),
       hfmg_algorithm(),
       minmax_algorithm(),
+      percentile_algorithm(),
+      mse_algorithm(),
   };
   return kAlgorithms;
 }

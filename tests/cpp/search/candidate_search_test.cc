@@ -56,7 +56,12 @@ TEST_P(CandidateSearchTest, BracketsHoldTheTrueLoss) {
   for (const bool with_offset : {true, false}) {
     const std::vector<Rounding> candidates = candidates_for(x, with_offset);
     for (const ValueCounts& values : {samples, samples.sorted()}) {
-      const CoarseLosses coarse(values, candidates);
+      Rounding envelope = candidates.front();
+      for (const Rounding& c : candidates) {
+        envelope = {std::min(envelope.scale, c.scale), std::min(envelope.low, c.low),
+                    std::max(envelope.high, c.high)};
+      }
+      const CoarseLosses coarse(values, envelope);
       if (!coarse.valid()) continue;
       // Brackets are of losses less one amount for all: at least that much by each one's low end,
       // at most by each one's high end.

@@ -27,7 +27,7 @@ class QuantCalibrationOp(Recorder, torch.nn.Module):
         ======================  ========================================================  ==============
         key                     values                                                    default
         ======================  ========================================================  ==============
-        act_algo                'ifmr', 'hfmg', 'minmax'                                  'ifmr'
+        act_algo                'ifmr', 'hfmg', 'minmax', 'percentile', 'mse'             'ifmr'
         num_bits                8                                                         8
         batch_num               int > 0                                                   1
         asymmetric              bool; wins over with_offset                               True
@@ -38,6 +38,7 @@ class QuantCalibrationOp(Recorder, torch.nn.Module):
         search_range            [start, end], 0 < start < end, ifmr only                  [0.7, 1.3]
         search_step             float in (0, end - start], ifmr only                      0.01
         num_of_bins             1024, 2048, 4096 or 8192, hfmg only                       4096
+        percentile              float in (0.5, 1], percentile only                        0.9999
         nonfinite               'raise', or 'skip' to leave NaN and infinities out        'raise'
         ======================  ========================================================  ==============
     quant_method : str

@@ -1,0 +1,181 @@
+#include "amct/search/mse.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "search/candidate_search.h"
+
+namespace amct {
+namespace {
+
+using kernels::Rounding;
+
+constexpr int kStepsAnOctave = 16;
+constexpr int kOctaves = 3;  // of a window, over which one set of bins is fine enough
+constexpr double kMargin = 1.3;
+
+struct ClipRange {
+  float low;
+  float high;
+};
+
+/// Ranges between the smallest and largest value (zero included), and the best one so far.
+class MseSearch {
+ public:
+  MseSearch(const ValueCounts& values, const MseOptions& options)
+      : values_(values),
+        options_(options),
+        data_{std::min(0.0F, values.min()), std::max(0.0F, values.max())},
+        best_(data_) {}
+
+  SearchResult run() {
+    shrink_together();
+    // The window that holds the best range gives the bins for the rest.
+    const CandidateSearch search = search_in(window_of_best_);
+    if (options_.with_offset) vary(search, kOctaves * 8, 1.0 / 8);
+    vary(search, 8, 1.0 / 64);
+    vary(search, 8, 1.0 / 512);
+    // Losses were compared to some thousandths; nothing is won if they were mistaken.
+    const std::vector<ClipRange> last{data_, best_};
+    const BestCandidate winner = CandidateSearch(values_).best(roundings_of(last));
+    const ClipRange range = last[winner.index];
+    return {.params = params_of(range),
+            .clip_min = rounding_of(range).low,
+            .clip_max = rounding_of(range).high,
+            .loss = winner.loss};
+  }
+
+ private:
+  QuantParams params_of(ClipRange range) const {
+    return minmax_params(options_.grid, range.low, range.high, options_.with_offset);
+  }
+
+  /// Clamping to the values of the end codes and rounding to multiples of the scale is what storing
+  /// on the grid does.
+  Rounding rounding_of(ClipRange range) const {
+    const QuantParams params = params_of(range);
+    return {params.scale, static_cast<float>(Grid::dequantize(options_.grid.qmin, params)),
+            static_cast<float>(Grid::dequantize(options_.grid.qmax, params))};
+  }
+
+  /// An end of a range times a factor; saturated.
+  static float times(float end, double factor) {
+    constexpr double kMax = std::numeric_limits<float>::max();
+    return static_cast<float>(std::clamp(end * factor, -kMax, kMax));
+  }
+  static ClipRange times(ClipRange range, double factor) {
+    return {times(range.low, factor), times(range.high, factor)};
+  }
+
+  /// A search whose bins suit ranges from kMargin times `window` down to 2^-kOctaves of it.
+  CandidateSearch search_in(ClipRange window) const {
+    Rounding envelope = rounding_of(times(window, kMargin));
+    const Rounding smallest = rounding_of(times(window, std::exp2(-kOctaves) / kMargin));
+    envelope.scale = std::min(envelope.scale, smallest.scale);
+    return {values_, envelope};
+  }
+
+  /// Ranges near that of the data: small data and data on a grid of its own have their best ranges in
+  /// places that only a fine search finds, also beyond their ends.
+  void append_near_data(std::vector<ClipRange>& ranges) const {
+    for (int percent = 70; percent < 130; ++percent) {
+      const double factor = percent / 100.0;
+      if (options_.with_offset) {
+        ranges.push_back({data_.low, times(data_.high, factor)});
+        ranges.push_back({times(data_.low, factor), data_.high});
+      } else {
+        ranges.push_back(times(data_, factor));
+      }
+    }
+  }
+
+  void shrink_together() {
+    double best_loss = std::numeric_limits<double>::infinity();
+    ClipRange window = data_;
+    std::vector<ClipRange> ranges;
+    append_near_data(ranges);
+    do {
+      const CandidateSearch search = search_in(window);
+      for (int i = 0; i <= kOctaves * kStepsAnOctave; ++i)
+        ranges.push_back(times(window, std::exp2(-static_cast<double>(i) / kStepsAnOctave)));
+      const BestCandidate found = search.quick_best(roundings_of(ranges));
+      if (found.loss < best_loss) {
+        best_loss = found.loss;
+        best_ = ranges[found.index];
+        window_of_best_ = window;
+      }
+      window = ranges.back();
+      ranges.clear();
+    } while (best_loss > 0 && can_shrink(window) && clipping(window) < best_loss);
+  }
+
+  /// Whether a scale below that of `range` is still taken.
+  bool can_shrink(ClipRange range) const {
+    return params_of(times(range, std::exp2(-kOctaves))).scale < params_of(range).scale;
+  }
+
+  /// About the mean squared error of clipping to `range` alone: rounding to steps that small is none.
+  double clipping(ClipRange range) const {
+    const float step = (range.high - range.low) * 0x1p-18F;
+    if (!(step > 0) || !std::isfinite(step)) return 0;
+    const CandidateSearch search(values_);
+    return search.quick_best(std::vector{Rounding{step, range.low, range.high}}).loss;
+  }
+
+  /// Tries `count` multiples of 2^step to either side of the best range, each end by itself where
+  /// they are free.
+  void vary(const CandidateSearch& search, int count, double step) {
+    if (options_.with_offset) {
+      vary_ends(search, count, step, false, true);
+      vary_ends(search, count, step, true, false);
+    } else {
+      vary_ends(search, count, step, true, true);
+    }
+  }
+
+  void vary_ends(const CandidateSearch& search, int count, double step, bool low, bool high) {
+    const ClipRange floor = times(window_of_best_, std::exp2(-kOctaves));
+    const ClipRange ceiling = times(window_of_best_, kMargin);
+    std::vector<ClipRange> ranges{best_};  // first, so that a tie changes nothing
+    for (int i = -count; i <= count; ++i) {
+      if (i == 0) continue;
+      const double factor = std::exp2(i * step);
+      ClipRange range = best_;
+      if (low) range.low = std::clamp(times(range.low, factor), ceiling.low, floor.low);
+      if (high) range.high = std::clamp(times(range.high, factor), floor.high, ceiling.high);
+      ranges.push_back(range);
+    }
+    best_ = ranges[search.quick_best(roundings_of(ranges)).index];
+  }
+
+  std::vector<Rounding> roundings_of(const std::vector<ClipRange>& ranges) const {
+    std::vector<Rounding> roundings;
+    roundings.reserve(ranges.size());
+    for (const ClipRange range : ranges) roundings.push_back(rounding_of(range));
+    return roundings;
+  }
+
+  const ValueCounts& values_;
+  MseOptions options_;
+  ClipRange data_;
+  ClipRange best_;
+  ClipRange window_of_best_{};
+};
+
+}  // namespace
+
+SearchResult mse(const ValueCounts& values, const MseOptions& options) {
+  require_values(values);
+  return MseSearch(values, options).run();
+}
+
+Algorithm mse_algorithm() {
+  return {.spec = {.name = "mse", .options = {}},
+          .search = [](const ValueCounts& values, bool with_offset, const OptionMap& /*options*/) {
+            return mse(values, {.with_offset = with_offset});
+          }};
+}
+
+}  // namespace amct

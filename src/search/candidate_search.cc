@@ -17,8 +17,8 @@ namespace {
 
 using kernels::Rounding;
 
-// From this many values on, one pass into bins is cheaper than a pass a candidate.
-constexpr std::size_t kCoarseValues = 2048;
+// From this many values times candidates on, a pass into bins is cheaper than a pass a candidate.
+constexpr std::size_t kCoarseLosses = std::size_t{1} << 17;
 // Values summed in one task.
 constexpr std::size_t kChunk = std::size_t{1} << 16;
 
@@ -70,7 +70,10 @@ class CandidateSearch::Run {
     } else {
       narrow_quickly();
     }
-    if (!std::isfinite(brackets_[left_.front()].high)) narrow();
+    // Squares beyond float32 say nothing.
+    const bool all_known = std::ranges::all_of(
+        left_, [&](std::size_t i) { return std::isfinite(brackets_[i].high); });
+    if (!all_known) narrow();
     const auto smallest = std::ranges::min_element(
         left_, {}, [&](std::size_t i) { return loss_of(i); });
     return {*smallest, loss_of(*smallest)};
@@ -202,9 +205,10 @@ CandidateSearch::CandidateSearch(const ValueCounts& values)
           static_cast<double>(std::numeric_limits<float>::epsilon()) * values.max_abs(), 2)),
       weights_(weights_of<float>(values.counts())) {}
 
-CandidateSearch::CandidateSearch(const ValueCounts& values, const Rounding& envelope)
+CandidateSearch::CandidateSearch(const ValueCounts& values, const Rounding& envelope,
+                                 std::size_t candidates)
     : CandidateSearch(values) {
-  if (values.values().size() < kCoarseValues) return;
+  if (values.values().size() * candidates < kCoarseLosses) return;
   coarse_.emplace(values, envelope);
   if (!coarse_->valid()) coarse_.reset();
 }
@@ -225,7 +229,7 @@ BestCandidate first_smallest_loss(const ValueCounts& values,
     envelope.low = std::min(envelope.low, candidate.low);
     envelope.high = std::max(envelope.high, candidate.high);
   }
-  return CandidateSearch(values, envelope).best(candidates);
+  return CandidateSearch(values, envelope, candidates.size()).best(candidates);
 }
 
 }  // namespace amct

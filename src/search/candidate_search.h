@@ -28,9 +28,10 @@ struct BestCandidate {
 /// exact losses, on every machine.
 class CandidateSearch {
  public:
-  /// `values`, which must not be empty, are kept by reference. Bins are made where they help, to suit
-  /// candidates inside of the range of `envelope` with no smaller scale.
-  CandidateSearch(const ValueCounts& values, const kernels::Rounding& envelope);
+  /// `values`, which must not be empty, are kept by reference. Bins are made where they help with so
+  /// many candidates in all, to suit those inside of the range of `envelope` with no smaller scale.
+  CandidateSearch(const ValueCounts& values, const kernels::Rounding& envelope,
+                  std::size_t candidates);
   /// The same without bins, for any candidates.
   explicit CandidateSearch(const ValueCounts& values);
 

@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <limits>
+#include <memory>
+#include <utility>
 #include <vector>
 
 #include "search/candidate_search.h"
@@ -13,8 +16,9 @@ namespace {
 using kernels::Rounding;
 
 constexpr int kStepsAnOctave = 16;
-constexpr int kOctaves = 3;  // of a window, over which one set of bins is fine enough
+constexpr int kOctaves = 2;  // of a window, over which one set of bins is fine enough
 constexpr double kMargin = 1.3;
+constexpr std::size_t kCandidates = 256;  // about so many for one set of bins
 
 struct ClipRange {
   float low;
@@ -32,11 +36,9 @@ class MseSearch {
 
   SearchResult run() {
     shrink_together();
-    // The window that holds the best range gives the bins for the rest.
-    const CandidateSearch search = search_in(window_of_best_);
-    if (options_.with_offset) vary(search, kOctaves * 8, 1.0 / 8);
-    vary(search, 8, 1.0 / 64);
-    vary(search, 8, 1.0 / 512);
+    if (options_.with_offset) vary(kOctaves * 8, 1.0 / 8);
+    vary(8, 1.0 / 64);
+    vary(8, 1.0 / 512);
     // Losses were compared to some thousandths; nothing is won if they were mistaken.
     const std::vector<ClipRange> last{data_, best_};
     const BestCandidate winner = CandidateSearch(values_).best(roundings_of(last));
@@ -70,11 +72,11 @@ class MseSearch {
   }
 
   /// A search whose bins suit ranges from kMargin times `window` down to 2^-kOctaves of it.
-  CandidateSearch search_in(ClipRange window) const {
+  std::unique_ptr<CandidateSearch> search_in(ClipRange window) const {
     Rounding envelope = rounding_of(times(window, kMargin));
     const Rounding smallest = rounding_of(times(window, std::exp2(-kOctaves) / kMargin));
     envelope.scale = std::min(envelope.scale, smallest.scale);
-    return {values_, envelope};
+    return std::make_unique<CandidateSearch>(values_, envelope, kCandidates);
   }
 
   /// Ranges near that of the data: small data and data on a grid of its own have their best ranges in
@@ -97,14 +99,15 @@ class MseSearch {
     std::vector<ClipRange> ranges;
     append_near_data(ranges);
     do {
-      const CandidateSearch search = search_in(window);
+      std::unique_ptr<CandidateSearch> search = search_in(window);
       for (int i = 0; i <= kOctaves * kStepsAnOctave; ++i)
         ranges.push_back(times(window, std::exp2(-static_cast<double>(i) / kStepsAnOctave)));
-      const BestCandidate found = search.quick_best(roundings_of(ranges));
+      const BestCandidate found = search->quick_best(roundings_of(ranges));
       if (found.loss < best_loss) {
         best_loss = found.loss;
         best_ = ranges[found.index];
         window_of_best_ = window;
+        search_of_best_ = std::move(search);
       }
       window = ranges.back();
       ranges.clear();
@@ -126,16 +129,16 @@ class MseSearch {
 
   /// Tries `count` multiples of 2^step to either side of the best range, each end by itself where
   /// they are free.
-  void vary(const CandidateSearch& search, int count, double step) {
+  void vary(int count, double step) {
     if (options_.with_offset) {
-      vary_ends(search, count, step, false, true);
-      vary_ends(search, count, step, true, false);
+      vary_ends(count, step, false, true);
+      vary_ends(count, step, true, false);
     } else {
-      vary_ends(search, count, step, true, true);
+      vary_ends(count, step, true, true);
     }
   }
 
-  void vary_ends(const CandidateSearch& search, int count, double step, bool low, bool high) {
+  void vary_ends(int count, double step, bool low, bool high) {
     const ClipRange floor = times(window_of_best_, std::exp2(-kOctaves));
     const ClipRange ceiling = times(window_of_best_, kMargin);
     std::vector<ClipRange> ranges{best_};  // first, so that a tie changes nothing
@@ -147,7 +150,7 @@ class MseSearch {
       if (high) range.high = std::clamp(times(range.high, factor), floor.high, ceiling.high);
       ranges.push_back(range);
     }
-    best_ = ranges[search.quick_best(roundings_of(ranges)).index];
+    best_ = ranges[search_of_best_->quick_best(roundings_of(ranges)).index];
   }
 
   std::vector<Rounding> roundings_of(const std::vector<ClipRange>& ranges) const {
@@ -162,6 +165,7 @@ class MseSearch {
   ClipRange data_;
   ClipRange best_;
   ClipRange window_of_best_{};
+  std::unique_ptr<CandidateSearch> search_of_best_;  // whose bins suit that window
 };
 
 }  // namespace

@@ -18,7 +18,7 @@ struct MseOptions {
 /// 1. both ends together, at 2^(-i/16) times the range of the data, down to where what is clipped
 ///    alone costs more than the best range so far;
 /// 2. 0.7 to 1.3 times the range of the data in hundredths: with offset one end, else both;
-/// 3. with offset each end by itself, three octaves around in steps of 1/8;
+/// 3. with offset each end by itself, two octaves around in steps of 1/8;
 /// 4. each end (without offset: both) around the best, in steps of 1/64 and of 1/512 octave.
 ///
 /// Losses are compared to some thousandths. The error is never above that of min-max and, where its

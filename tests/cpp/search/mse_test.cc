@@ -105,6 +105,15 @@ TEST(MseKnownTest, OneHugeOutlierDoesNotHideTheOthers) {
   EXPECT_LT(result.clip_max, 25);
 }
 
+TEST(MseKnownTest, SquaresBeyondFloat32) {
+  for (const std::size_t size : {300U, 5000U}) {
+    std::vector<float> x = support::sample(Distribution::kNormal, size, 5);
+    const double small = mse(ValueCounts::of(x)).params.scale;
+    for (float& value : x) value *= 0x1p80F;
+    EXPECT_NEAR(mse(ValueCounts::of(x)).params.scale / (small * 0x1p80), 1, 0.05);
+  }
+}
+
 TEST(MseKnownTest, WholeNumbersAreKeptExactly) {
   std::vector<float> x;
   for (int i = -128; i < 128; ++i) x.push_back(static_cast<float>(i));

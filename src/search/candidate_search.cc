@@ -7,10 +7,10 @@
 #include <numeric>
 #include <vector>
 
-#include <tbb/parallel_for.h>
-
+#include "search/chunks.h"
 #include "search/coarse_losses.h"
 #include "search/double_double.h"
+#include "search/weights.h"
 
 namespace amct {
 namespace {
@@ -19,24 +19,6 @@ using kernels::Rounding;
 
 // From this many values times candidates on, a pass into bins is cheaper than a pass a candidate.
 constexpr std::size_t kCoarseLosses = std::size_t{1} << 17;
-// Values summed in one task.
-constexpr std::size_t kChunk = std::size_t{1} << 16;
-
-/// Counts as the kernels take them; none where there are none.
-template <typename T>
-std::vector<T> weights_of(std::span<const std::uint64_t> counts) {
-  std::uint64_t bits = 0;
-  for (const std::uint64_t count : counts) bits |= count;
-  std::vector<T> weights(counts.size());
-  if ((bits >> 31) == 0) {  // conversions that there are vector instructions for
-    std::ranges::transform(counts, weights.begin(), [](std::uint64_t count) {
-      return static_cast<T>(static_cast<std::int32_t>(count));
-    });
-  } else {
-    std::ranges::copy(counts, weights.begin());
-  }
-  return weights;
-}
 
 }  // namespace
 
@@ -71,11 +53,11 @@ class CandidateSearch::Run {
       narrow_quickly();
     }
     // Squares beyond float32 say nothing.
-    const bool all_known = std::ranges::all_of(
-        left_, [&](std::size_t i) { return std::isfinite(brackets_[i].high); });
+    const bool all_known =
+        std::ranges::all_of(left_, [&](std::size_t i) { return std::isfinite(brackets_[i].high); });
     if (!all_known) narrow();
-    const auto smallest = std::ranges::min_element(
-        left_, {}, [&](std::size_t i) { return loss_of(i); });
+    const auto smallest =
+        std::ranges::min_element(left_, {}, [&](std::size_t i) { return loss_of(i); });
     return {*smallest, loss_of(*smallest)};
   }
 
@@ -102,7 +84,8 @@ class CandidateSearch::Run {
   }
 
   void narrow_quickly() {
-    const std::vector<double> sums = sums_of_chunks(search_.weights_, kernels::quick_rounding_error);
+    const std::vector<double> sums =
+        sums_of_chunks(search_.weights_, kernels::quick_rounding_error);
     for (std::size_t k = 0; k < left_.size(); ++k) {
       const std::size_t i = left_[k];
       if (!std::isfinite(sums[k])) {  // squares beyond float32: nothing learnt
@@ -116,8 +99,8 @@ class CandidateSearch::Run {
   }
 
   void narrow() {
-    const std::vector<double> sums = sums_of_chunks(
-        weights_of<double>(values_.counts()), kernels::rounding_error);
+    const std::vector<double> sums =
+        sums_of_chunks(weights_of<double>(values_.counts()), kernels::rounding_error);
     for (std::size_t k = 0; k < left_.size(); ++k) {
       set_bracket(left_[k], sums[k] * (1 - kernels::kRoundingErrorBound),
                   sums[k] * (1 + kernels::kRoundingErrorBound));
@@ -131,22 +114,14 @@ class CandidateSearch::Run {
   template <typename T, typename Error>
   std::vector<double> sums_of_chunks(const std::vector<T>& weights, Error error) const {
     const std::span<const float> values = values_.values();
-    const std::size_t chunks = (values.size() + kChunk - 1) / kChunk;
-    std::vector<double> parts(chunks * left_.size());
-    const auto sum_chunk = [&](std::size_t chunk) {
-      const std::size_t begin = chunk * kChunk;
-      const std::size_t size = std::min(kChunk, values.size() - begin);
+    std::vector<double> parts(chunks_of(values.size()) * left_.size());
+    for_each_chunk(values.size(), [&](std::size_t chunk, std::size_t begin, std::size_t size) {
       const T* chunk_weights = weights.empty() ? nullptr : weights.data() + begin;
       for (std::size_t k = 0; k < left_.size(); ++k) {
         parts[chunk * left_.size() + k] =
             error(values.data() + begin, chunk_weights, size, candidates_[left_[k]]);
       }
-    };
-    if (chunks == 1) {
-      sum_chunk(0);
-    } else {
-      tbb::parallel_for(std::size_t{0}, chunks, sum_chunk);
-    }
+    });
     std::vector<double> sums(left_.size());
     for (std::size_t i = 0; i < parts.size(); ++i) sums[i % left_.size()] += parts[i];
     return sums;
@@ -201,8 +176,8 @@ class CandidateSearch::Run {
 
 CandidateSearch::CandidateSearch(const ValueCounts& values)
     : values_(values),
-      noise_(std::pow(
-          static_cast<double>(std::numeric_limits<float>::epsilon()) * values.max_abs(), 2)),
+      noise_(std::pow(static_cast<double>(std::numeric_limits<float>::epsilon()) * values.max_abs(),
+                      2)),
       weights_(weights_of<float>(values.counts())) {}
 
 CandidateSearch::CandidateSearch(const ValueCounts& values, const Rounding& envelope,
@@ -221,8 +196,7 @@ BestCandidate CandidateSearch::quick_best(std::span<const Rounding> candidates) 
   return Run(*this, candidates).quick_best();
 }
 
-BestCandidate first_smallest_loss(const ValueCounts& values,
-                                  std::span<const Rounding> candidates) {
+BestCandidate first_smallest_loss(const ValueCounts& values, std::span<const Rounding> candidates) {
   Rounding envelope = candidates.front();
   for (const Rounding& candidate : candidates) {
     envelope.scale = std::min(envelope.scale, candidate.scale);

@@ -7,11 +7,10 @@
 #include <limits>
 #include <utility>
 
-#include <tbb/blocked_range.h>
 #include <tbb/enumerable_thread_specific.h>
-#include <tbb/parallel_for.h>
 
 #include "kernels/bins.h"
+#include "search/chunks.h"
 
 namespace amct {
 namespace {
@@ -26,7 +25,6 @@ constexpr int kPositionBits = 24;
 // could be run into.
 constexpr int kCountShift = 40;
 constexpr std::size_t kPackedSamples = std::size_t{1} << 20;
-constexpr std::size_t kChunk = std::size_t{1} << 16;
 // Relative error of means, which are float32.
 constexpr double kMeanError = 0x1p-23;
 
@@ -54,9 +52,7 @@ class CoarseLosses::Bins {
   double places_a_bin() const { return static_cast<double>(std::uint32_t{1} << place_bits_); }
   /// How far values and their mean may be from where they are placed, in bins: the difference, the
   /// factor and the product are rounded, and half a place is not known.
-  double place_error() const {
-    return static_cast<double>(bins_) * 0x1p-22 + 0.5 / places_a_bin();
-  }
+  double place_error() const { return static_cast<double>(bins_) * 0x1p-22 + 0.5 / places_a_bin(); }
 
   /// Calls inside(i, bin, place) for values in a bin, outside(i, whether above) for others.
   template <typename Inside, typename Outside>
@@ -189,8 +185,8 @@ void CoarseLosses::add_bin(std::size_t bin, double count, double places, const B
   const double place = (places / count + 0.5) / bins.places_a_bin();
   means_.push_back(static_cast<float>(low_ + (static_cast<double>(bin) + place) * width_));
   weights_.push_back(static_cast<float>(count));
-  // Values may lie as far as shift_ outside of their bin, where they add so much to what g allows; and
-  // a middle may be looked for in a neighbour of the bin whose values lie on both sides of it.
+  // Values may lie as far as shift_ outside of their bin, where they add so much to what g allows;
+  // and a middle may be looked for in a neighbour of the bin whose values lie on both sides of it.
   const double more = 2 * shift_ * count;
   const double excess = count * place * (1 - place) * width_ + more;
   excess_[bin] += static_cast<float>(more);
@@ -210,12 +206,9 @@ void CoarseLosses::add_samples(std::span<const float> samples, const Bins& bins)
     all.add(samples, bins);
   } else {
     tbb::enumerable_thread_specific<PackedBins<Bins>> locals([&] { return all; });
-    tbb::parallel_for(tbb::blocked_range<std::size_t>(0, samples.size(), kChunk),
-                      [&](const tbb::blocked_range<std::size_t>& range) {
-                        PackedBins<Bins>& local = locals.local();
-                        for (std::size_t i = range.begin(); i < range.end(); i += kChunk)
-                          local.add(samples.subspan(i, std::min(kChunk, range.end() - i)), bins);
-                      });
+    for_each_chunk(samples.size(), [&](std::size_t, std::size_t begin, std::size_t size) {
+      locals.local().add(samples.subspan(begin, size), bins);
+    });
     for (const PackedBins<Bins>& local : locals) all.merge(local);
   }
   for (std::size_t bin = 0; bin < bins.bins(); ++bin) {

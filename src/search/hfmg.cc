@@ -7,17 +7,14 @@
 #include <limits>
 
 #include <tbb/enumerable_thread_specific.h>
-#include <tbb/parallel_for.h>
 
 #include "kernels/bins.h"
+#include "search/chunks.h"
 
 namespace amct {
 namespace {
 
 __extension__ using Int128 = __int128;  // an extension of GCC and clang on every 64-bit target
-
-// Values counted in one task.
-constexpr std::size_t kChunk = std::size_t{1} << 16;
 
 /// The losses of many ranges of one histogram.
 ///
@@ -152,24 +149,17 @@ Histogram hfmg_histogram(const ValueCounts& values, std::int64_t num_of_bins) {
     return histogram;
   }
   const double range = histogram.high - histogram.low;
-  const std::size_t chunks = (values.values().size() + kChunk - 1) / kChunk;
   tbb::enumerable_thread_specific<std::vector<std::uint64_t>> locals(histogram.counts);
-  const auto count_chunk = [&](std::size_t chunk, std::vector<std::uint64_t>& counts) {
+  for_each_chunk(values.values().size(), [&](std::size_t, std::size_t first, std::size_t size) {
+    std::vector<std::uint64_t>& counts = locals.local();
     std::array<std::uint32_t, 256> indices;
-    const std::size_t last = std::min((chunk + 1) * kChunk, values.values().size());
-    for (std::size_t begin = chunk * kChunk; begin < last; begin += indices.size()) {
-      const std::size_t size = std::min(indices.size(), last - begin);
-      kernels::bin_indices(values.values().data() + begin, size, histogram.low, range,
+    for (std::size_t begin = first; begin < first + size; begin += indices.size()) {
+      const std::size_t run = std::min(indices.size(), first + size - begin);
+      kernels::bin_indices(values.values().data() + begin, run, histogram.low, range,
                            static_cast<std::uint32_t>(num_of_bins), indices.data());
-      for (std::size_t i = 0; i < size; ++i) counts[indices[i]] += values.count(begin + i);
+      for (std::size_t i = 0; i < run; ++i) counts[indices[i]] += values.count(begin + i);
     }
-  };
-  if (chunks == 1) {
-    count_chunk(0, histogram.counts);
-    return histogram;
-  }
-  tbb::parallel_for(std::size_t{0}, chunks,
-                    [&](std::size_t chunk) { count_chunk(chunk, locals.local()); });
+  });
   for (const std::vector<std::uint64_t>& local : locals) {
     std::ranges::transform(histogram.counts, local, histogram.counts.begin(), std::plus<>());
   }

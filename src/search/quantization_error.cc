@@ -1,7 +1,14 @@
 #include "amct/search/quantization_error.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <span>
+#include <vector>
+
+#include "kernels/rounding_error.h"
+#include "search/chunks.h"
+#include "search/weights.h"
 
 namespace amct {
 
@@ -18,20 +25,57 @@ QuantizationError& QuantizationError::operator+=(const QuantizationError& other)
   return *this;
 }
 
+namespace {
+
+/// Whether a value's code has to be clamped, and to which end.
+bool is_clipped(float x, const Grid& grid, QuantParams params, bool below) {
+  const double code =
+      std::nearbyint(static_cast<double>(x) / static_cast<double>(params.scale)) + params.offset;
+  return below ? code < grid.qmin : code > grid.qmax;
+}
+
+/// The first value inward from an end of the grid that is not clipped there: codes grow with
+/// values, so it parts the clipped ones from the others.
+float edge(const Grid& grid, QuantParams params, bool below) {
+  constexpr float kMax = std::numeric_limits<float>::max();
+  const double code = below ? grid.qmin - 0.5 : grid.qmax + 0.5;
+  float x =
+      static_cast<float>(std::clamp(Grid::dequantize(code, params), -double{kMax}, double{kMax}));
+  const float inward = below ? kMax : -kMax;
+  while (x != -inward && !is_clipped(x, grid, params, below)) x = std::nextafter(x, -inward);
+  while (x != inward && is_clipped(x, grid, params, below)) x = std::nextafter(x, inward);
+  return x;
+}
+
+}  // namespace
+
 QuantizationError quantization_error(const ValueCounts& values, const Grid& grid,
                                      QuantParams params) {
-  QuantizationError result;
-  for (std::size_t i = 0; i < values.values().size(); ++i) {
-    const double x = values.values()[i];
-    const auto count = static_cast<double>(values.count(i));
-    const double code = std::nearbyint(x / static_cast<double>(params.scale)) + params.offset;
-    const double error = Grid::dequantize(grid.quantize(x, params), params) - x;
-    result.squared_error += count * error * error;
-    result.squared_signal += count * x * x;
-    result.clipped += code < grid.qmin || code > grid.qmax ? count : 0;
-    result.total += count;
-  }
-  return result;
+  // Storing on the grid is clamping to the values of its end codes and rounding to multiples of the
+  // scale; and clamping to zero leaves the signal.
+  const kernels::Rounding stored{params.scale,
+                                 static_cast<float>(Grid::dequantize(grid.qmin, params)),
+                                 static_cast<float>(Grid::dequantize(grid.qmax, params))};
+  const kernels::Rounding nothing{1, 0, 0};
+  const float low = edge(grid, params, true);
+  const float high = edge(grid, params, false);
+  const std::vector<double> weights = weights_of<double>(values.counts());
+  const std::span<const float> all = values.values();
+  std::vector<QuantizationError> parts(chunks_of(all.size()));
+  for_each_chunk(all.size(), [&](std::size_t chunk, std::size_t begin, std::size_t size) {
+    const double* chunk_weights = weights.empty() ? nullptr : weights.data() + begin;
+    QuantizationError& part = parts[chunk];
+    part.squared_error = kernels::rounding_error(all.data() + begin, chunk_weights, size, stored);
+    part.squared_signal = kernels::rounding_error(all.data() + begin, chunk_weights, size, nothing);
+    for (std::size_t i = 0; i < size; ++i) {
+      const bool clipped = all[begin + i] < low || all[begin + i] > high;
+      part.clipped += clipped ? static_cast<double>(values.count(begin + i)) : 0;
+    }
+  });
+  QuantizationError sum;
+  for (const QuantizationError& part : parts) sum += part;
+  sum.total = static_cast<double>(values.total());
+  return sum;
 }
 
 }  // namespace amct

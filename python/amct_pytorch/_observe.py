@@ -6,6 +6,7 @@ import weakref
 from typing import Any
 
 import torch
+from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # public, but named nowhere
 
 from amct_pytorch._core import LayerResult, Session
 from amct_pytorch._device import DeviceLayers, counts_on_device
@@ -56,7 +57,7 @@ def observe(layers: DeviceLayers, name: str, x: Any) -> bool:
             finished, overwritten = layers.observe_on_device(name, x)
         else:
             # A tensor's own __dlpack__ is Python code, which takes as long as all the rest of a small call.
-            finished, overwritten = layers.observe(name, torch.to_dlpack(x))
+            finished, overwritten = layers.observe(name, to_dlpack(x))
     except OSError as error:
         text = f"{error.strerror} (layer '{name}': its factors are kept; mend this, then call write_record())"
         raise OSError(error.errno, text, error.filename) from error

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 NAN, INF = float("nan"), float("inf")
 GRANULARITIES = ("per_tensor", "per_channel")
-ALGORITHMS = ("ifmr", "hfmg", "minmax")
+ALGORITHMS = ("ifmr", "hfmg", "minmax", "percentile", "mse")
 HALF = (torch.float16, torch.bfloat16)
 
 

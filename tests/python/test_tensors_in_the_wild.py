@@ -14,7 +14,7 @@ from helpers import DTYPES, record_of, run_python
 from torch.utils._python_dispatch import TorchDispatchMode
 
 GRANULARITIES = ("per_tensor", "per_channel")
-ALGORITHMS = ("ifmr", "hfmg", "minmax")
+ALGORITHMS = ("ifmr", "hfmg", "minmax", "percentile", "mse")
 
 
 @pytest.fixture(params=["host", "device"])

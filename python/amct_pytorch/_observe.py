@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
-import sys
 import weakref
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
+from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # public, but named nowhere
 
 from amct_pytorch._core import LayerResult, Session
+from amct_pytorch._device import DeviceLayers, counts_on_device
 from amct_pytorch._log import logger
 
-F = TypeVar("F", bound=Callable[..., Any])
 
-
-def observe(session: Session, name: str, x: Any) -> bool:
+def observe(layers: DeviceLayers, name: str, x: Any) -> bool:
     """Add a batch of layer `name`; return whether the layer is finished.
 
     Parameters
     ----------
-    session : Session
+    layers : DeviceLayers
         The run.
     name : str
         The layer.
     x : torch.Tensor
-        float32, float16 or bfloat16, of any shape and strides; the last dimension is the channel. It is
-        neither changed nor kept.
+        float32, float16 or bfloat16, of any shape and strides, on any device; the last dimension is the
+        channel. It is neither changed nor kept.
 
     Raises
     ------
     TypeError
-        `x` is not a tensor, or of another dtype.
+        `x` is not a tensor, of another dtype, or without memory (on the device 'meta').
     RuntimeError
-        The batch holds NaN or infinite values, is empty, or has another number of channels than the
-        batches before.
+        The batch is empty, or has another number of channels than the batches before; it holds NaN or
+        infinite values, or one before it did that came on a device (see `_device`).
     OSError
         The record file cannot be written; the factors are kept for `write_record`.
     """
@@ -50,26 +48,21 @@ def observe(session: Session, name: str, x: Any) -> bool:
             f"layer '{name}': a tensor of {x.dtype} cannot be calibrated; "
             "torch.float32, torch.float16 or torch.bfloat16 is needed"
         )
+    if x.is_meta:
+        raise TypeError(f"layer '{name}': a tensor on the device 'meta' has no values to calibrate with")
+    # Of a lazily negated tensor the opposite numbers would be read.
+    x = x.detach().resolve_neg() if x.is_neg() or x.requires_grad else x
     try:
-        # DLPack knows no lazy negation: without resolve_neg the opposite numbers would be read.
-        finished, overwritten = session.observe(name, x.detach().cpu().resolve_neg())
+        if counts_on_device(x):
+            finished, overwritten = layers.observe_on_device(name, x)
+        else:
+            # A tensor's own __dlpack__ is Python code, which takes as long as all the rest of a small call.
+            finished, overwritten = layers.observe(name, to_dlpack(x))
     except OSError as error:
         text = f"{error.strerror} (layer '{name}': its factors are kept; mend this, then call write_record())"
         raise OSError(error.errno, text, error.filename) from error
-    _warn_overwritten(session, overwritten)
+    _warn_overwritten(layers.session, overwritten)
     return finished
-
-
-def outside_graphs(function: F) -> F:
-    """Keep torch.compile from tracing `function`, whose call then breaks a compiled model's graph.
-
-    Where dynamo is not loaded there is nothing to keep off yet, and loading it for this takes longer than
-    loading torch. A model compiled later traces up to the call into C++ and breaks its graph there.
-    """
-    if "torch._dynamo" not in sys.modules:
-        return function
-    disabled: F = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
-    return disabled
 
 
 class Recorder:
@@ -80,11 +73,13 @@ class Recorder:
     """
 
     _session: Session
+    _layers: DeviceLayers
 
     def _attach(self, session: Session) -> None:
         """Take a session over."""
         self._session = session
-        weakref.finalize(self, _report_lost, session)
+        self._layers = DeviceLayers(session)
+        weakref.finalize(self, _report_lost, self._layers)
 
     @property
     def record_file(self) -> str:
@@ -97,7 +92,7 @@ class Recorder:
 
     def unfinished(self) -> dict[str, tuple[int, int]]:
         """The layers that need more batches: (batches seen, batches needed) by name."""
-        return {name: (seen, needed) for name, seen, needed in self._session.unfinished()}
+        return {name: (seen, needed) for name, seen, needed in self._layers.unfinished()}
 
     def write_record(self) -> None:
         """Write factors that an error, a full disk for instance, kept from the record file.
@@ -110,15 +105,15 @@ class Recorder:
         _warn_overwritten(self._session, self._session.write_record())
 
 
-def _report_lost(session: Session) -> None:
+def _report_lost(layers: DeviceLayers) -> None:
     """Name the layers that have no factors in the record file, in a warning."""
-    unfinished = session.unfinished()
+    unfinished = layers.unfinished()
     if unfinished:
         lines = ", ".join(f"{name} ({seen} of {needed} batches)" for name, seen, needed in unfinished)
         logger.warning(
             "%d layers have no factors in '%s', since they did not see all their batches: %s",
             len(unfinished),
-            session.record_file,
+            layers.session.record_file,
             lines,
         )
 

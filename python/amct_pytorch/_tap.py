@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from amct_pytorch._core import Session
-from amct_pytorch._observe import observe, outside_graphs
+from amct_pytorch._device import DeviceLayers
+from amct_pytorch._graphs import outside_graphs
+from amct_pytorch._observe import observe
 
 # Where a module keeps its tap. It lives in __dict__ beside the hook, so that neither the module's
 # class nor its parameters, children or state_dict change.
@@ -21,9 +22,9 @@ class LinearTap:
     keys and other hooks, and the output is the very tensor the module returned.
     """
 
-    def __init__(self, module: torch.nn.Module, name: str, session: Session, owner: object) -> None:
+    def __init__(self, module: torch.nn.Module, name: str, layers: DeviceLayers, owner: object) -> None:
         self.name = name
-        self._session = session
+        self._layers = layers
         self._observe = outside_graphs(observe)
         self._owner = owner  # the run lives as long as one of its taps
         module.__dict__[_TAP] = self
@@ -32,9 +33,9 @@ class LinearTap:
     def __call__(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         finished = False
         try:
-            finished = self._observe(self._session, self.name, output)
+            finished = self._observe(self._layers, self.name, output)
         except Exception:
-            finished = self._session.finished(self.name)  # then only its record could not be written
+            finished = self._layers.session.finished(self.name)  # then only its record could not be written
             raise
         finally:
             if finished:
@@ -59,7 +60,7 @@ class LinearTap:
         return (type(None), ())
 
     def _refuse_unless_finished(self, action: str) -> None:
-        if not self._session.finished(self.name):
+        if not self._layers.session.finished(self.name):
             raise RuntimeError(
                 f"layer '{self.name}' is being calibrated, so its model cannot be {action}: both would "
                 "write one record. Take calibration off first: amct_pytorch.remove_quant_cali(model); "

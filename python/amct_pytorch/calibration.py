@@ -128,7 +128,8 @@ def create_quant_cali_model(
         cannot be calibrated; a negative `memory_budget`.
     RuntimeError
         The model already holds calibration operators. Later, from the model's forward: NaN or infinite
-        values (`NonFiniteError`), an empty batch, or another number of channels than before.
+        values (`NonFiniteError`; on a device with the layer's last batch), an empty batch, or another
+        number of channels than before.
     OSError
         A file cannot be read or written.
 
@@ -208,7 +209,7 @@ class CalibrationRun(Recorder):
         self._attach(_core.Session(config, record_file, memory_budget))
         # Taps hold the run, so it is released, and reports, when the last of them goes.
         for name, module in modules.items():
-            LinearTap(module, name, self._session, owner=self)
+            LinearTap(module, name, self._layers, owner=self)
 
     def __repr__(self) -> str:
         return (

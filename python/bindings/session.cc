@@ -3,6 +3,10 @@
 
 #include "amct/search/search.h"
 
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -36,12 +40,82 @@ amct::Session operator_session(const nb::dict& params, const std::string& record
 }
 
 /// (whether the layer is finished now or was before, layers that were overwritten in the record).
-std::pair<bool, std::vector<std::string>> observe(amct::Session& session, const std::string& name,
-                                                  const Array& batch) {
+using Observed = std::pair<bool, std::vector<std::string>>;
+
+Observed observed(amct::Observation observation) {
+  return {observation.kind != amct::Observation::Kind::kAdded, std::move(observation.overwritten)};
+}
+
+Observed observe(amct::Session& session, const std::string& name, const Array& batch) {
   const amct::TensorView view = view_of(batch);
   const nb::gil_scoped_release release;
-  amct::Observation observation = session.observe(name, view);
-  return {observation.kind != amct::Observation::Kind::kAdded, std::move(observation.overwritten)};
+  return observed(session.observe(name, view));
+}
+
+/// A list in CPU memory.
+template <typename T>
+using List = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+/// Its elements; torch has signed integers where the library has unsigned ones.
+template <typename To, typename From>
+std::span<const To> span_of(const List<From>& list) {
+  static_assert(sizeof(To) == sizeof(From));
+  return {reinterpret_cast<const To*>(list.data()), list.size()};
+}
+
+Observed observe_counts(amct::Session& session, const std::string& name, bool is_bfloat16,
+                        std::int64_t channels, std::int64_t rows, std::int64_t batches,
+                        const List<std::int64_t>& group_begin, const List<std::int16_t>& patterns,
+                        const List<std::int64_t>& counts) {
+  const amct::CountedBatches counted{
+      .dtype = is_bfloat16 ? amct::DType::kBFloat16 : amct::DType::kFloat16,
+      .channels = channels,
+      .rows = rows,
+      .batches = batches,
+      .group_begin = span_of<std::size_t>(group_begin),
+      .patterns = span_of<std::uint16_t>(patterns),
+      .counts = span_of<std::uint64_t>(counts)};
+  const nb::gil_scoped_release release;
+  return observed(session.observe_counts(name, counted));
+}
+
+Observed observe_ranges(amct::Session& session, const std::string& name, std::int64_t channels,
+                        std::int64_t rows, std::int64_t batches, std::int64_t non_finite,
+                        const List<float>& min, const List<float>& max) {
+  const amct::RangedBatches ranged{.channels = channels,
+                                   .rows = rows,
+                                   .batches = batches,
+                                   .non_finite = non_finite,
+                                   .min = span_of<float>(min),
+                                   .max = span_of<float>(max)};
+  const nb::gil_scoped_release release;
+  return observed(session.observe_ranges(name, ranged));
+}
+
+std::optional<std::int64_t> check(const amct::Session& session, const std::string& name,
+                                  std::vector<std::int64_t> shape, std::int64_t batches_before,
+                                  std::int64_t channels_before, std::int64_t non_finite,
+                                  std::int64_t first_index) {
+  const amct::RemoteBatch batch{.shape = std::move(shape),
+                                .channels_before = channels_before,
+                                .non_finite = non_finite,
+                                .first_index = first_index};
+  const nb::gil_scoped_release release;
+  return session.check(name, batch, batches_before);
+}
+
+void bind_layer_plan(nb::module_& module) {
+  nb::class_<amct::LayerPlan>(module, "LayerPlan", "How a layer is observed.")
+      .def_prop_ro(
+          "per_channel",
+          [](const amct::LayerPlan& p) { return p.granularity == amct::Granularity::kPerChannel; },
+          "Whether each channel has factors of its own.")
+      .def_ro("range_only", &amct::LayerPlan::range_only, "Whether the range of values is enough.")
+      .def_prop_ro(
+          "skips_non_finite",
+          [](const amct::LayerPlan& p) { return p.nonfinite == amct::NonFinitePolicy::kSkip; },
+          "Whether NaN and infinite values are left out, where an error would be raised else.")
+      .def_ro("batch_num", &amct::LayerPlan::batch_num, "Batches needed.");
 }
 
 void bind_layer_result(nb::module_& module) {
@@ -88,6 +162,7 @@ void bind_layer_result(nb::module_& module) {
 
 void bind_session(nb::module_& module) {
   bind_layer_result(module);
+  bind_layer_plan(module);
   nb::class_<amct::Session>(module, "Session", "A calibration run. Thread-safe.")
       .def(
           "__init__",
@@ -106,6 +181,27 @@ void bind_session(nb::module_& module) {
       .def("observe", &observe, "name"_a, "batch"_a,
            nb::sig("def observe(self, name: str, batch: typing.Any) -> tuple[bool, list[str]]"),
            "Add a batch. Returns (finished, names of layers overwritten in the record).")
+      .def("observe_counts", &observe_counts, "name"_a, "is_bfloat16"_a, "channels"_a, "rows"_a,
+           "batches"_a, "group_begin"_a, "patterns"_a, "counts"_a,
+           nb::sig(
+               "def observe_counts(self, name: str, is_bfloat16: bool, channels: int, rows: int, "
+               "batches: int, group_begin: typing.Any, patterns: typing.Any, counts: "
+               "typing.Any) -> tuple[bool, list[str]]"),
+           "Add batches by the counts (int64) of their patterns (int16), of group after group, "
+           "which "
+           "begin at group_begin (int64). Returns as observe does.")
+      .def("observe_ranges", &observe_ranges, "name"_a, "channels"_a, "rows"_a, "batches"_a,
+           "non_finite"_a, "min"_a, "max"_a,
+           nb::sig("def observe_ranges(self, name: str, channels: int, rows: int, batches: int, "
+                   "non_finite: int, min: typing.Any, max: typing.Any) -> tuple[bool, list[str]]"),
+           "Add batches by the smallest and largest finite value of each group (float32). Returns "
+           "as "
+           "observe does.")
+      .def("plan", &amct::Session::plan, "name"_a, "How the layer is observed.")
+      .def("check", &check, "name"_a, "shape"_a, "batches_before"_a, "channels_before"_a,
+           "non_finite"_a = 0, "first_index"_a = -1,
+           "Raise what observe would raise for a batch that is elsewhere. Returns the batches that "
+           "the layer has seen here, or None where it is finished.")
       .def("finished", &amct::Session::finished, "name"_a, "Whether the layer has its factors.")
       .def("write_record", &amct::Session::write_record, nb::call_guard<nb::gil_scoped_release>(),
            "Write factors that an error kept from the record; returns the names overwritten.")

@@ -110,6 +110,27 @@ void ChannelCounts::count_into_pages(std::size_t channel, const std::uint16_t* p
   });
 }
 
+void ChannelCounts::add(const CountedBatches& batches) {
+  using Sums = std::vector<std::pair<std::size_t, CounterPage>>;  // pages by their index
+  const auto channels = static_cast<std::size_t>(staged_.channels());
+  if (pages_.empty()) pages_.resize(channels * kPages);
+  // Sums are made beside the pages and then take their place: all of them, or none.
+  std::vector<Sums> sums(channels);
+  tbb::parallel_for(std::size_t{0}, channels, [&](std::size_t channel) {
+    const std::size_t end = batches.group_begin[channel + 1];
+    for (std::size_t i = batches.group_begin[channel]; i < end;) {
+      const std::size_t index = batches.patterns[i] / kPageSize;
+      CounterPage::Counts counts = pages_[channel * kPages + index].counts();
+      for (; i < end && batches.patterns[i] / kPageSize == index; ++i)
+        counts[batches.patterns[i] % kPageSize] += batches.counts[i];
+      sums[channel].emplace_back(index, CounterPage()).second.add(counts);
+    }
+  });
+  for (std::size_t channel = 0; channel < channels; ++channel) {
+    for (auto& [index, page] : sums[channel]) pages_[channel * kPages + index] = std::move(page);
+  }
+}
+
 void ChannelCounts::merge(const ChannelCounts& other) {
   if (staged_.rows() + other.staged_.rows() > kStagedRows) flush();
   // `other` may be this object, whose rows are then in its pages or fit twice.

@@ -3,6 +3,7 @@
 
 #include "amct/core/dtype.h"
 #include "amct/core/tensor_view.h"
+#include "amct/observe/counted_batches.h"
 #include "amct/observe/value_counts.h"
 
 #include <cstddef>
@@ -31,6 +32,8 @@ class ChannelCounts {
   /// Adds the elements of a view of this dtype and number of channels. Infinite and NaN patterns
   /// are counted like others, and never reported.
   void add(const TensorView& view);
+  /// Adds valid counts of this dtype and number of channels, or nothing where memory runs out.
+  void add(const CountedBatches& batches);
   void merge(const ChannelCounts& other);
 
   /// Calls visit(channel, values) for every channel, on several threads at once.

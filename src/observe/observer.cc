@@ -11,6 +11,7 @@
 
 #include "observe/batch_scan.h"
 #include "observe/channel_counts.h"
+#include "observe/counted_batches.h"
 #include "observe/float_samples.h"
 #include "observe/float_sketch.h"
 #include "observe/tensor_counts.h"
@@ -64,9 +65,9 @@ struct Observer::State {
     if (!storage.tensor) storage.tensor.emplace(dtype);
     return *storage.tensor;
   }
-  ChannelCounts& channel_counts(DType dtype) {
+  ChannelCounts& channel_counts(DType dtype, std::int64_t of_channels) {
     HalfStorage& storage = dtype == DType::kFloat16 ? float16 : bfloat16;
-    if (!storage.channel) storage.channel.emplace(dtype, channels);
+    if (!storage.channel) storage.channel.emplace(dtype, of_channels);
     return *storage.channel;
   }
 
@@ -98,21 +99,44 @@ struct Observer::State {
     throw StateError("only the range of the values was kept (range_only), not their counts");
   }
 
-  void check_channels(std::int64_t other) const {
-    if (channels == 0 || other == channels) return;
-    throw StateError("this batch has " + std::to_string(other) + " channels, the ones before had " +
-                     std::to_string(channels) +
+  /// Throws unless a batch of this shape may follow ones with `before` channels (0: there are
+  /// none).
+  static void check_shape(const std::vector<std::int64_t>& shape, std::int64_t before) {
+    if (std::ranges::find(shape, 0) != shape.end()) {
+      throw StateError("a batch of shape " + to_string(shape) +
+                       " has no values; leave empty batches out");
+    }
+    check_channels(shape.empty() ? 1 : shape.back(), before);
+  }
+  static void check_channels(std::int64_t channels, std::int64_t before) {
+    if (before == 0 || channels == before) return;
+    throw StateError("this batch has " + std::to_string(channels) +
+                     " channels, the ones before had " + std::to_string(before) +
                      "; a layer keeps its last dimension from batch to batch");
   }
 
+  bool refuses(std::int64_t non_finite) const {
+    return non_finite > 0 && options.nonfinite == NonFinitePolicy::kRaise;
+  }
   void check_finite(std::int64_t non_finite, const TensorView& batch) const {
-    if (non_finite == 0 || options.nonfinite == NonFinitePolicy::kSkip) return;
-    const std::int64_t first = first_non_finite(batch);
-    throw NonFiniteError(std::to_string(non_finite) + " of " + std::to_string(batch.size()) +
+    if (refuses(non_finite)) throw_non_finite(non_finite, first_non_finite(batch), batch.shape);
+  }
+  [[noreturn]] static void throw_non_finite(std::int64_t count, std::int64_t first,
+                                            std::vector<std::int64_t> shape) {
+    const TensorView batch = TensorView::contiguous(nullptr, DType::kFloat32, std::move(shape));
+    throw NonFiniteError(std::to_string(count) + " of " + std::to_string(batch.size()) +
                              " values of the batch are NaN or infinite, the first at index " +
                              std::to_string(first) + " of shape " + to_string(batch.shape) +
                              "; mend the model's input, or set nonfinite to 'skip'",
-                         non_finite, first);
+                         count, first);
+  }
+  /// The same for values of which nobody knows where they were.
+  void check_finite(std::int64_t non_finite, std::int64_t values) const {
+    if (!refuses(non_finite)) return;
+    throw NonFiniteError(std::to_string(non_finite) + " of " + std::to_string(values) +
+                             " values are NaN or infinite; mend the model's input, or set "
+                             "nonfinite to 'skip'",
+                         non_finite, -1);
   }
 
   /// Adds the values of a batch, and returns how many are not finite.
@@ -139,11 +163,25 @@ struct Observer::State {
     } else if (granularity == Granularity::kPerTensor) {
       tensor_counts(batch.dtype).add(batch);
     } else {
-      ChannelCounts& counts = channel_counts(batch.dtype);
+      ChannelCounts& counts = channel_counts(batch.dtype, channels);
       if (batches == 0) counts.reserve(expected(batch.rows(), ChannelCounts::kStagedRows));
       counts.add(batch);
     }
     return scanned.non_finite;
+  }
+
+  void add_ranges(const std::vector<kernels::ScanResult>& added) {
+    if (!ranges) ranges.emplace(added.size());
+    ranges->add(added);
+  }
+
+  /// Notes batches whose values were added.
+  void note(std::int64_t of_channels, std::int64_t added_rows, std::int64_t added_batches,
+            std::int64_t non_finite) {
+    channels = of_channels;
+    rows += added_rows;
+    batches += added_batches;
+    skipped += non_finite;
   }
 
   void add_float32(const TensorView& batch, bool any_non_finite) {
@@ -190,14 +228,52 @@ Observer::~Observer() = default;
 void Observer::observe(const TensorView& batch) {
   State& state = *state_;
   batch.validate();
-  if (batch.size() == 0) {
-    throw StateError("a batch of shape " + to_string(batch.shape) +
-                     " has no values; leave empty batches out");
+  State::check_shape(batch.shape, state.channels);
+  const std::int64_t non_finite = state.add(batch);
+  state.note(batch.channels(), batch.rows(), 1, non_finite);
+}
+
+void Observer::add_counts(const CountedBatches& batches) {
+  State& state = *state_;
+  validate(batches, state.granularity);
+  State::check_channels(batches.channels, state.channels);
+  const std::size_t groups = batches.group_begin.size() - 1;
+  std::vector<kernels::ScanResult> scans(groups);
+  std::int64_t non_finite = 0;
+  for (std::size_t group = 0; group < groups; ++group) {
+    scans[group] = scan(batches, group);
+    non_finite += scans[group].non_finite;
   }
-  state.check_channels(batch.channels());
-  state.skipped += state.add(batch);
-  state.batches += 1;
-  state.rows += batch.rows();
+  state.check_finite(non_finite, batches.rows * batches.channels);
+  if (state.options.range_only) {
+    state.add_ranges(scans);
+  } else if (state.granularity == Granularity::kPerTensor) {
+    state.tensor_counts(batches.dtype).add(batches.patterns, batches.counts);
+  } else {
+    state.channel_counts(batches.dtype, batches.channels).add(batches);
+  }
+  state.note(batches.channels, batches.rows, batches.batches, non_finite);
+}
+
+void Observer::add_ranges(const RangedBatches& batches) {
+  State& state = *state_;
+  if (!state.options.range_only)
+    throw StateError("ranges cannot be added to an observer that keeps more (not range_only)");
+  validate(batches, state.granularity);
+  State::check_channels(batches.channels, state.channels);
+  state.check_finite(batches.non_finite, batches.rows * batches.channels);
+  std::vector<kernels::ScanResult> ranges(batches.min.size());
+  for (std::size_t group = 0; group < ranges.size(); ++group)
+    ranges[group] = {batches.min[group], batches.max[group], 0};
+  state.add_ranges(ranges);
+  state.note(batches.channels, batches.rows, batches.batches, batches.non_finite);
+}
+
+void Observer::check(const RemoteBatch& batch) const {
+  const State& state = *state_;
+  State::check_shape(batch.shape, state.channels > 0 ? state.channels : batch.channels_before);
+  if (state.refuses(batch.non_finite))
+    State::throw_non_finite(batch.non_finite, batch.first_index, batch.shape);
 }
 
 void Observer::merge(const Observer& other) {
@@ -210,7 +286,7 @@ void Observer::merge(const Observer& other) {
   if (state.options.range_only != from.options.range_only)
     throw StateError("cannot merge ranges with counts");
   if (from.channels == 0) return;
-  state.check_channels(from.channels);
+  State::check_channels(from.channels, state.channels);
   state.channels = from.channels;
   if (from.ranges) {
     if (!state.ranges) state.ranges.emplace(state.groups());
@@ -219,7 +295,7 @@ void Observer::merge(const Observer& other) {
   for (const DType dtype : {DType::kFloat16, DType::kBFloat16}) {
     const HalfStorage& storage = dtype == DType::kFloat16 ? from.float16 : from.bfloat16;
     if (storage.tensor) state.tensor_counts(dtype).merge(*storage.tensor);
-    if (storage.channel) state.channel_counts(dtype).merge(*storage.channel);
+    if (storage.channel) state.channel_counts(dtype, state.channels).merge(*storage.channel);
   }
   state.merge_float32(from);
   state.batches += from.batches;

@@ -136,6 +136,13 @@ void TensorCounts::add(const TensorView& view) {
       view, [this](std::int64_t, std::int64_t, std::uint16_t pattern) { add(pattern); });
 }
 
+void TensorCounts::add(std::span<const std::uint16_t> patterns,
+                       std::span<const std::uint64_t> counts) {
+  for (const std::uint16_t pattern : patterns) page(pattern >> 8);  // memory first
+  for (std::size_t i = 0; i < patterns.size(); ++i)
+    page(patterns[i] >> 8)[patterns[i] & 0xFF] += counts[i];
+}
+
 void TensorCounts::merge(const TensorCounts& other) {
   for (std::size_t index = 0; index < kPages; ++index) {
     if (other.pages_[index] == nullptr) continue;

@@ -8,6 +8,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "observe/count_tables.h"
@@ -44,6 +45,8 @@ class TensorCounts {
 
   /// Adds the elements of any view one by one.
   void add(const TensorView& view);
+  /// Adds patterns by their counts, or nothing where memory runs out.
+  void add(std::span<const std::uint16_t> patterns, std::span<const std::uint64_t> counts);
   /// Adds `pattern` once.
   void add(std::uint16_t pattern) { page(pattern >> 8)[pattern & 0xFF] += 1; }
 

@@ -119,8 +119,8 @@ void ValueRanges::add_one_by_one(const Block& block, DType dtype) {
   }
 }
 
-void ValueRanges::merge(const ValueRanges& other) {
-  for (std::size_t i = 0; i < ranges_.size(); ++i) widen(ranges_[i], other.ranges_[i]);
+void ValueRanges::add(const Ranges& ranges) {
+  for (std::size_t i = 0; i < ranges_.size(); ++i) widen(ranges_[i], ranges[i]);
 }
 
 }  // namespace amct

@@ -18,7 +18,9 @@ class ValueRanges {
 
   /// Adds a view of any dtype, of which `scanned` is the scan.
   void add(const TensorView& view, const kernels::ScanResult& scanned);
-  void merge(const ValueRanges& other);
+  /// Adds one range a group; min > max where there is nothing to add.
+  void add(const std::vector<kernels::ScanResult>& ranges);
+  void merge(const ValueRanges& other) { add(other.ranges_); }
 
   /// The range of a group; min > max where it has no finite value.
   const kernels::ScanResult& range(std::size_t group) const { return ranges_[group]; }

@@ -113,6 +113,21 @@ LayerResult solve(const Layer& layer, Observer& observer) {
   return result;
 }
 
+/// Calls body(), and puts the layer and the number of its batch before what an error of it says.
+template <typename Body>
+void with_place(const std::string& name, std::int64_t batch, Body body) {
+  const auto where = [&] { return "layer '" + name + "', batch " + std::to_string(batch) + ": "; };
+  try {
+    body();
+  } catch (const NonFiniteError& error) {
+    throw NonFiniteError(where() + error.what(), error.count(), error.first_index());
+  } catch (const StateError& error) {
+    throw StateError(where() + error.what());
+  } catch (const ValueError& error) {
+    throw ValueError(where() + error.what());
+  }
+}
+
 // Layers that an operator's memory budget is cut for.
 constexpr std::size_t kOperatorLayers = 64;
 
@@ -156,6 +171,31 @@ struct Session::Impl {
       slot = std::make_unique<Layer>(std::move(config), with_offset, batch_num, sample_bytes);
     }
     return *slot;
+  }
+
+  /// Adds batches to a layer by add(observer), and finishes the layer where they were the last.
+  template <typename Add>
+  Observation observe(const std::string& name, std::int64_t batches, Add add) {
+    Layer& layer = this->layer(name);
+    const std::lock_guard lock(layer.mutex);
+    if (!layer.observer) return {};
+
+    LayerResult result;
+    bool finished = false;
+    with_place(name, layer.observer->batches() + batches, [&] {
+      const Stopwatch watch;
+      add(*layer.observer);
+      layer.observe_seconds += watch.seconds();
+      finished = layer.observer->batches() >= batch_num;
+      if (finished) result = solve(layer, *layer.observer);
+    });
+    if (!finished) return {.kind = Observation::Kind::kAdded, .overwritten = {}};
+    layer.observer.reset();  // its memory is not needed any more
+
+    const std::lock_guard results_lock(results_mutex);
+    unwritten.push_back({name, result.params});
+    results.push_back(std::move(result));
+    return {.kind = Observation::Kind::kFinished, .overwritten = write_locked()};
   }
 
   /// Writes what is unwritten; it stays so where that fails. The caller holds results_mutex.
@@ -205,33 +245,35 @@ Session& Session::operator=(Session&&) noexcept = default;
 Session::~Session() = default;
 
 Observation Session::observe(const std::string& name, const TensorView& batch) {
+  return impl_->observe(name, 1, [&](Observer& observer) { observer.observe(batch); });
+}
+
+Observation Session::observe_counts(const std::string& name, const CountedBatches& batches) {
+  return impl_->observe(name, batches.batches,
+                        [&](Observer& observer) { observer.add_counts(batches); });
+}
+
+Observation Session::observe_ranges(const std::string& name, const RangedBatches& batches) {
+  return impl_->observe(name, batches.batches,
+                        [&](Observer& observer) { observer.add_ranges(batches); });
+}
+
+LayerPlan Session::plan(const std::string& name) const {
+  const Layer& layer = impl_->layer(name);
+  return {.granularity = layer.config.granularity,
+          .range_only = layer.algorithm.search_range != nullptr,
+          .nonfinite = layer.config.nonfinite,
+          .batch_num = impl_->batch_num};
+}
+
+std::optional<std::int64_t> Session::check(const std::string& name, const RemoteBatch& batch,
+                                           std::int64_t batches_before) const {
   Layer& layer = impl_->layer(name);
   const std::lock_guard lock(layer.mutex);
-  if (!layer.observer) return {};
-
-  const Stopwatch watch;
-  const std::string where =
-      "layer '" + name + "', batch " + std::to_string(layer.observer->batches() + 1) + ": ";
-  LayerResult result;
-  try {
-    layer.observer->observe(batch);
-    layer.observe_seconds += watch.seconds();
-    if (layer.observer->batches() < impl_->batch_num)
-      return {.kind = Observation::Kind::kAdded, .overwritten = {}};
-    result = solve(layer, *layer.observer);
-  } catch (const NonFiniteError& error) {
-    throw NonFiniteError(where + error.what(), error.count(), error.first_index());
-  } catch (const StateError& error) {
-    throw StateError(where + error.what());
-  } catch (const ValueError& error) {
-    throw ValueError(where + error.what());
-  }
-  layer.observer.reset();  // its memory is not needed any more
-
-  const std::lock_guard results_lock(impl_->results_mutex);
-  impl_->unwritten.push_back({name, result.params});
-  impl_->results.push_back(std::move(result));
-  return {.kind = Observation::Kind::kFinished, .overwritten = impl_->write_locked()};
+  if (!layer.observer) return std::nullopt;
+  const std::int64_t seen = layer.observer->batches();
+  with_place(name, seen + batches_before + 1, [&] { layer.observer->check(batch); });
+  return seen;
 }
 
 bool Session::finished(const std::string& name) const {

@@ -4,6 +4,7 @@
 #include "amct/core/granularity.h"
 #include "amct/core/non_finite_policy.h"
 #include "amct/core/tensor_view.h"
+#include "amct/observe/counted_batches.h"
 #include "amct/observe/value_counts.h"
 
 #include <cstddef>
@@ -55,6 +56,17 @@ class Observer {
   /// Throws StateError for a tensor without elements or, from the second batch on, with another
   /// number of channels; NonFiniteError by the policy; ValueError for a malformed view.
   void observe(const TensorView& batch);
+
+  /// Adds batches that were counted elsewhere: what observe() would do with each of them, all at
+  /// once. Either all of it is added or, when an error is thrown, nothing. Throws ValueError for
+  /// fields that contradict each other; StateError for another number of channels; NonFiniteError
+  /// by the policy, with first_index -1, since counts do not tell where a value was.
+  void add_counts(const CountedBatches& batches);
+  /// The same for batches of which only the ranges were kept, of any dtype. Throws StateError also
+  /// where this observer keeps more than ranges.
+  void add_ranges(const RangedBatches& batches);
+  /// Throws what observe() would throw for a batch of this shape and with these non-finite values.
+  void check(const RemoteBatch& batch) const;
 
   /// Adds everything `other` (which may be this object) has seen, batches included. Throws
   /// StateError where the granularity, range_only or the number of channels differs.

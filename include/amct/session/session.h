@@ -5,8 +5,10 @@
 #include "amct/config/calibration_config.h"
 #include "amct/config/operator_params.h"
 #include "amct/core/granularity.h"
+#include "amct/core/non_finite_policy.h"
 #include "amct/core/quant_params.h"
 #include "amct/core/tensor_view.h"
+#include "amct/observe/counted_batches.h"
 
 #include <cstdint>
 #include <memory>
@@ -45,6 +47,14 @@ struct UnfinishedLayer {
   std::string name;
   std::int64_t batches = 0;    ///< batches seen; 0: never reached
   std::int64_t batch_num = 0;  ///< batches needed
+};
+
+/// How a layer is observed: what whoever counts its batches elsewhere has to know.
+struct LayerPlan {
+  Granularity granularity = Granularity::kPerTensor;
+  bool range_only = false;  ///< ranges are enough, see Observer
+  NonFinitePolicy nonfinite = NonFinitePolicy::kRaise;
+  std::int64_t batch_num = 1;  ///< batches needed
 };
 
 /// What became of one batch.
@@ -90,6 +100,19 @@ class Session {
   /// ValueError as Observer::observe; IoError or ValueError where the record cannot be written: the
   /// factors are then kept, and go into the record with the next layer or with write_record().
   Observation observe(const std::string& name, const TensorView& batch);
+
+  /// Adds batches that were counted elsewhere, in the same way. Throws as observe() does, with the
+  /// last of the batches named, and as Observer::add_counts and Observer::add_ranges.
+  Observation observe_counts(const std::string& name, const CountedBatches& batches);
+  Observation observe_ranges(const std::string& name, const RangedBatches& batches);
+
+  /// How layer `name` is observed. Throws ValueError for a layer the configuration does not name.
+  LayerPlan plan(const std::string& name) const;
+  /// Throws what observe() would throw for a batch that is elsewhere, where `batches_before` others
+  /// are that came before it. Returns the number of batches the layer has seen here, or nothing
+  /// where it is finished, so that the batch is not needed.
+  std::optional<std::int64_t> check(const std::string& name, const RemoteBatch& batch,
+                                    std::int64_t batches_before) const;
 
   /// Whether layer `name` has its factors.
   bool finished(const std::string& name) const;

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <filesystem>
 #include <limits>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -188,6 +189,83 @@ TEST_F(SessionTest, ErrorsOfABatchNameLayerAndBatchAndLeaveTheLayerUsable) {
   Session clean(config_of({"a"}, 3), folder / "clean.txt");
   for (unsigned seed = 1; seed <= 3; ++seed) clean.observe("a", batch(seed).view());
   EXPECT_EQ(support::read_file(path), support::read_file(folder / "clean.txt"));
+}
+
+/// 2 rows of 2 channels, [[1, 2], [2, 2]] in bfloat16, as `batches` batches that were counted.
+Observation observe_counted(Session& session, const std::string& name, std::int64_t batches) {
+  static const std::vector<std::size_t> group_begin{0, 2};
+  static const std::vector<std::uint16_t> patterns{0x3F80, 0x4000};
+  static const std::vector<std::uint64_t> counts{1, 3};
+  return session.observe_counts(name,
+                                {DType::kBFloat16, 2, 2, batches, group_begin, patterns, counts});
+}
+
+TEST_F(SessionTest, BatchesCountedElsewhereFinishALayerAsOthersDo) {
+  const Tensor here = make_tensor(DType::kFloat32, {1, 2}, {-1, 0.5});
+  Session session(config_of({"a"}, 3), path);
+  session.observe("a", here.view());
+  EXPECT_EQ(observe_counted(session, "a", 2).kind, Kind::kFinished);
+  EXPECT_EQ(observe_counted(session, "a", 2).kind, Kind::kIgnored);
+  EXPECT_EQ(session.results().at(0).batches, 3);
+  EXPECT_EQ(session.results().at(0).rows, 3);
+
+  Session clean(config_of({"a"}, 3), folder / "clean.txt");
+  clean.observe("a", here.view());
+  clean.observe("a", make_tensor(DType::kFloat32, {1, 2}, {1, 2}).view());
+  clean.observe("a", make_tensor(DType::kFloat32, {1, 2}, {2, 2}).view());
+  EXPECT_EQ(support::read_file(path), support::read_file(folder / "clean.txt"));
+}
+
+TEST_F(SessionTest, RangesFromElsewhereFinishALayerOfMinMax) {
+  CalibrationConfig config = config_of({"a"}, 2);
+  config.layers[0].algorithm = "minmax";
+  config.layers[0].options.clear();
+  Session session(config, path);
+  const std::vector<float> min{-1};
+  const std::vector<float> max{3};
+  EXPECT_EQ(session.observe_ranges("a", {4, 8, 1, 0, min, max}).kind, Kind::kAdded);
+  EXPECT_EQ(session.observe("a", batch(1).view()).kind, Kind::kFinished);
+  EXPECT_LE(session.results().at(0).min, -1);
+  EXPECT_GE(session.results().at(0).max, 3);
+}
+
+TEST_F(SessionTest, ErrorsOfBatchesElsewhereNameLayerAndBatch) {
+  Session session(config_of({"a"}, 5), path);
+  EXPECT_EQ(session.check("a", {.shape = {8, 3}}, 1), 0);
+  session.observe("a", batch(1).view());
+  EXPECT_EQ(session.check("a", {.shape = {8, 4}}, 1), 1);
+  expect_error<StateError>([&] { observe_counted(session, "a", 1); },
+                           {"layer 'a', batch 2: ", "2 channels"});
+  expect_error<ValueError>([&] { observe_counted(session, "a", 3); },
+                           {"layer 'a', batch 4: ", "3 batches have 2 rows"});
+  expect_error<StateError>([&] { session.check("a", {.shape = {8, 3}}, 2); },
+                           {"layer 'a', batch 4: ", "3 channels"});
+  expect_error<NonFiniteError>(
+      [&] { session.check("a", {.shape = {8, 4}, .non_finite = 2, .first_index = 9}, 0); },
+      {"layer 'a', batch 2: 2 of 32 values", "index 9 of shape [8, 4]"});
+  expect_error<ValueError>([&] { session.check("b", {.shape = {8, 4}}, 0); }, {"'b'"});
+  expect_error<ValueError>([&] { session.plan("b"); }, {"'b'"});
+  expect_error<ValueError>([&] { observe_counted(session, "b", 1); }, {"'b'"});
+  EXPECT_EQ(session.unfinished().at(0).batches, 1);
+}
+
+TEST_F(SessionTest, APlanTellsHowALayerIsObserved) {
+  CalibrationConfig config = config_of({"a", "b"}, 1);
+  config.layers[1].algorithm = "minmax";
+  config.layers[1].options.clear();
+  config.layers[1].granularity = Granularity::kPerChannel;
+  config.layers[1].nonfinite = NonFinitePolicy::kSkip;
+  Session session(config, path);
+  EXPECT_EQ(session.plan("a").granularity, Granularity::kPerTensor);
+  EXPECT_FALSE(session.plan("a").range_only);
+  EXPECT_EQ(session.plan("a").nonfinite, NonFinitePolicy::kRaise);
+  EXPECT_EQ(session.plan("a").batch_num, 1);
+  EXPECT_EQ(session.plan("b").granularity, Granularity::kPerChannel);
+  EXPECT_TRUE(session.plan("b").range_only);
+  EXPECT_EQ(session.plan("b").nonfinite, NonFinitePolicy::kSkip);
+  session.observe("a", batch(1).view());
+  EXPECT_EQ(session.check("a", {.shape = {0, 9}}, 0), std::nullopt);  // not even looked at
+  EXPECT_EQ(session.plan("a").batch_num, 1);
 }
 
 TEST_F(SessionTest, ALayerWithoutOneFiniteValueIsAnErrorThatAGoodBatchMends) {

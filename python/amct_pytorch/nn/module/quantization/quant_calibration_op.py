@@ -89,7 +89,8 @@ class QuantCalibrationOp(Recorder, torch.nn.Module):
         layer_name : str
             The layer's name in the record.
         x : torch.Tensor
-            float32, float16 or bfloat16, of any shape; the last dimension is the channel.
+            float32, float16 or bfloat16, of any shape and on any device; the last dimension is the channel.
+            On a device other than the CPU it is looked at there, without waiting.
 
         Returns
         -------
@@ -102,11 +103,12 @@ class QuantCalibrationOp(Recorder, torch.nn.Module):
             `layer_name` is not a str, or `x` not a tensor of one of these dtypes.
         RuntimeError
             `x` holds NaN or infinite values (`NonFiniteError`), is empty, or has another number of
-            channels than the batches before.
+            channels than the batches before. On a device NaN and infinite values are found when the layer
+            has seen all its batches: the error then names the batch that holds them.
         OSError
             The record file cannot be written.
         """
-        observe(self._session, require_type("layer_name", layer_name, str), x)
+        observe(self._layers, require_type("layer_name", layer_name, str), x)
         return x
 
     def extra_repr(self) -> str:

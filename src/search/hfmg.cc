@@ -77,17 +77,17 @@ class HistogramLoss {
     return static_cast<double>(sum) / 12 * histogram_.width * histogram_.width;
   }
 
- private:
-  struct Sums {
-    Integer s0, s1, s2;
-  };
-
   /// Whether a level is narrower than FLT_EPSILON.
   bool counts_as_zero(BinRange range, std::int64_t levels) const {
     const auto span = static_cast<double>(range.right - range.left + 1);
     return histogram_.width * span / static_cast<double>(levels) <
            std::numeric_limits<float>::epsilon();
   }
+
+ private:
+  struct Sums {
+    Integer s0, s1, s2;
+  };
 
   /// Sum over bins [begin, end) of count * (d^2 + 1/12), d = distance of bin centre and level
   /// centre, in thirds of squares of 1 / (2 * levels) bin. `centre` is the level's centre in 1 / (2
@@ -125,9 +125,15 @@ template <typename Integer>
 RangeLoss best_range(const Histogram& histogram, std::int64_t levels) {
   const HistogramLoss<Integer> loss_of(histogram);
   RangeLoss best{{0, 0}, std::numeric_limits<double>::infinity()};
-  for (const BinRange range : hfmg_ranges(histogram)) {
-    // Ranges are nested, so no later one clips less.
-    if (loss_of.clipping(range, levels) > best.loss) break;
+  const std::vector<BinRange> ranges = hfmg_ranges(histogram);
+  const bool some_cost_nothing = loss_of.counts_as_zero(ranges.back(), levels);
+  for (const BinRange range : ranges) {
+    if (loss_of.clipping(range, levels) > best.loss) {
+      // Ranges are nested, so no later one clips less, unless it is so narrow that it costs
+      // nothing.
+      if (some_cost_nothing) continue;
+      break;
+    }
     const double loss = loss_of(range, levels);
     if (loss < best.loss) best = {range, loss};
   }

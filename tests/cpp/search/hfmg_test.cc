@@ -110,6 +110,15 @@ TEST(HfmgLargeTest, EightThousandBins) {
 
 TEST(HfmgLargeTest, DefaultBins) {
   expect_best_range(support::sample(Distribution::kHeavyTailed, 5000, 2), 4096);
+}
+
+TEST(HfmgLargeTest, NarrowRangesThatCostNothingAreReached) {
+  // The narrower ranges of these values have levels below FLT_EPSILON, and so cost nothing, while
+  // some wider ones clip more than the best before them costs.
+  std::vector<float> narrow = support::sample(Distribution::kPositive, 2000, 3);
+  const float largest = *std::ranges::max_element(narrow);
+  for (float& value : narrow) value *= 1e-4F / largest;
+  expect_best_range(narrow, 1024);
   expect_best_range(support::sample(Distribution::kNormal, 150001, 3), 2048);  // a quota of two
 }
 

@@ -121,7 +121,8 @@ void bind_layer_plan(nb::module_& module) {
 void bind_layer_result(nb::module_& module) {
   nb::class_<LayerResult>(module, "LayerResult", "What a finished layer is known by.")
       .def_ro("name", &LayerResult::name, "Path of the module in the model.")
-      .def_ro("algorithm", &LayerResult::algorithm, "The search: 'ifmr', 'hfmg', 'minmax', 'percentile' or 'mse'.")
+      .def_ro("algorithm", &LayerResult::algorithm,
+              "The search: 'ifmr', 'hfmg', 'minmax', 'percentile' or 'mse'.")
       .def_prop_ro(
           "granularity", [](const LayerResult& r) { return std::string(name_of(r.granularity)); },
           "'per_tensor' or 'per_channel'.")

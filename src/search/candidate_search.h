@@ -21,15 +21,16 @@ struct BestCandidate {
 
 /// Searches of the values of one group among candidates.
 ///
-/// Losses are mean((round(clamp(x, low, high) / scale) * scale - x)^2), half to even; one of at most
-/// (FLT_EPSILON * max|x|)^2 counts as zero. They are first bracketed from bins where there are many
-/// values, then in float32, then, where more than one candidate can still win, in float64, and only
-/// what is left after that is summed exactly. The brackets are rigorous, so the answer is that of
-/// exact losses, on every machine.
+/// Losses are mean((round(clamp(x, low, high) / scale) * scale - x)^2), half to even; one of at
+/// most (FLT_EPSILON * max|x|)^2 counts as zero. They are first bracketed from bins where there are
+/// many values, then in float32, then, where more than one candidate can still win, in float64, and
+/// only what is left after that is summed exactly. The brackets are rigorous, so the answer is that
+/// of exact losses, on every machine.
 class CandidateSearch {
  public:
-  /// `values`, which must not be empty, are kept by reference. Bins are made where they help with so
-  /// many candidates in all, to suit those inside of the range of `envelope` with no smaller scale.
+  /// `values`, which must not be empty, are kept by reference. Bins are made where they help with
+  /// so many candidates in all, to suit those inside of the range of `envelope` with no smaller
+  /// scale.
   CandidateSearch(const ValueCounts& values, const kernels::Rounding& envelope,
                   std::size_t candidates);
   /// The same without bins, for any candidates.
@@ -37,8 +38,8 @@ class CandidateSearch {
 
   /// The first candidate with the smallest loss. There must be one.
   BestCandidate best(std::span<const kernels::Rounding> candidates) const;
-  /// A candidate whose loss is the smallest to some thousandths, at the least cost: from bins, where
-  /// there are any. Its loss is as good.
+  /// A candidate whose loss is the smallest to some thousandths, at the least cost: from bins,
+  /// where there are any. Its loss is as good.
   BestCandidate quick_best(std::span<const kernels::Rounding> candidates) const;
 
  private:

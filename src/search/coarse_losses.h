@@ -67,11 +67,11 @@ class CoarseLosses {
   double low_ = 0;
   double width_ = 0;  // of a bin
   double total_ = 0;
-  double shift_ = 0;  // how far means, and values from their bins, may be off
-  std::vector<float> means_;     // of bins that hold values
-  std::vector<float> weights_;   // their counts
-  std::vector<float> excess_;    // bound of c * g of bin i at i + 1, and a zero at either end
-  double largest_of_runs_ = 0;   // sum of the largest excess in each run of bins
+  double shift_ = 0;            // how far means, and values from their bins, may be off
+  std::vector<float> means_;    // of bins that hold values
+  std::vector<float> weights_;  // their counts
+  std::vector<float> excess_;   // bound of c * g of bin i at i + 1, and a zero at either end
+  double largest_of_runs_ = 0;  // sum of the largest excess in each run of bins
 };
 
 }  // namespace amct

@@ -79,8 +79,8 @@ class MseSearch {
     return std::make_unique<CandidateSearch>(values_, envelope, kCandidates);
   }
 
-  /// Ranges near that of the data: small data and data on a grid of its own have their best ranges in
-  /// places that only a fine search finds, also beyond their ends.
+  /// Ranges near that of the data: small data and data on a grid of its own have their best ranges
+  /// in places that only a fine search finds, also beyond their ends.
   void append_near_data(std::vector<ClipRange>& ranges) const {
     for (int percent = 70; percent < 130; ++percent) {
       const double factor = percent / 100.0;
@@ -119,7 +119,8 @@ class MseSearch {
     return params_of(times(range, std::exp2(-kOctaves))).scale < params_of(range).scale;
   }
 
-  /// About the mean squared error of clipping to `range` alone: rounding to steps that small is none.
+  /// About the mean squared error of clipping to `range` alone: rounding to steps that small is
+  /// none.
   double clipping(ClipRange range) const {
     const float step = (range.high - range.low) * 0x1p-18F;
     if (!(step > 0) || !std::isfinite(step)) return 0;

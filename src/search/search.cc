@@ -14,11 +14,8 @@ namespace amct {
 
 std::span<const Algorithm> algorithms() {
   static const std::array kAlgorithms{
-      ifmr_algorithm(),
-      hfmg_algorithm(),
-      minmax_algorithm(),
-      percentile_algorithm(),
-      mse_algorithm(),
+      ifmr_algorithm(),       hfmg_algorithm(), minmax_algorithm(),
+      percentile_algorithm(), mse_algorithm(),
   };
   return kAlgorithms;
 }

@@ -12,8 +12,8 @@ struct MseOptions {
   Grid grid = kInt8;
 };
 
-/// Searches both ends of the clip range for the smallest mean((x' - x)^2), x' being what is read back
-/// from the grid with the factors of minmax_params for that range:
+/// Searches both ends of the clip range for the smallest mean((x' - x)^2), x' being what is read
+/// back from the grid with the factors of minmax_params for that range:
 ///
 /// 1. both ends together, at 2^(-i/16) times the range of the data, down to where what is clipped
 ///    alone costs more than the best range so far;

@@ -11,8 +11,8 @@ namespace amct {
 
 struct PercentileOptions {
   bool with_offset = true;
-  double percentile = 0.9999;  ///< in (0.5, 1]: share of the values that are not above the range, and
-                               ///< share that are not below it
+  double percentile = 0.9999;  ///< in (0.5, 1]: share of the values that are not above the range,
+                               ///< and share that are not below it
   Grid grid = kInt8;
 };
 

@@ -71,7 +71,7 @@ TEST_P(MseTest, CountsAndSamplesGiveTheSameAnswer) {
 
 TEST(MseKnownTest, ComesCloseToTheBestOfAllRanges) {
   std::vector<float> x = support::sample(Distribution::kNormal, 4000, 3);
-  for (std::size_t i = 0; i < x.size(); i += 500) x[i] *= 12;  // outliers,
+  for (std::size_t i = 0; i < x.size(); i += 500) x[i] *= 12;    // outliers,
   for (float& value : x) value = value > 0 ? 3 * value : value;  // and ends that differ
   const ValueCounts counts = ValueCounts::of(x);
   const auto [low, high] = std::ranges::minmax(x);
@@ -81,9 +81,9 @@ TEST(MseKnownTest, ComesCloseToTheBestOfAllRanges) {
       for (int j = 0; j <= (with_offset ? 120 : 0); ++j) {
         const float a = low * static_cast<float>(std::exp2(-i / 24.0));
         const float b = high * static_cast<float>(std::exp2(-(with_offset ? j : i) / 24.0));
-        best = std::min(best, quantization_error(counts, kInt8,
-                                                 support::reference_minmax(a, b, with_offset))
-                                  .mse());
+        best = std::min(
+            best,
+            quantization_error(counts, kInt8, support::reference_minmax(a, b, with_offset)).mse());
       }
     }
     const QuantParams params = mse(counts, {.with_offset = with_offset}).params;

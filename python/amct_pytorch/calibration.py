@@ -110,9 +110,9 @@ def create_quant_cali_model(
         The model, changed in place. Classes, attributes, hooks and state_dict keys stay.
     memory_budget : int
         Bytes that float32 values may take over all layers, 1 GiB unless given. A layer with more values
-        than its share is calibrated from counts in log-linear bins, which adds less than 0.1% to the INT8 error
-        per tensor and 1% per channel; `LayerResult.is_sketch` tells. bfloat16 and float16 values are always counted exactly, in
-        memory that does not grow.
+        than its share is calibrated from counts in log-linear bins, which adds less than 0.1% to the INT8
+        error per tensor and 1% per channel; `LayerResult.is_sketch` tells. bfloat16 and float16 values are
+        always counted exactly, in memory that does not grow.
 
     Returns
     -------

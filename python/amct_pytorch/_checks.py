@@ -32,6 +32,7 @@ def require_memory_budget(value: Any) -> int:
     """Return `value`, or raise TypeError unless it is an int, ValueError unless it is a number of bytes."""
     if isinstance(value, bool):
         raise TypeError("memory_budget must be an int, not bool")
-    if not 0 <= require_type("memory_budget", value, int) < 2**63:
-        raise ValueError(f"memory_budget must be a number of bytes, 0 or more, not {value}")
-    return value
+    budget = require_type("memory_budget", value, int)
+    if not 0 <= budget < 2**63:
+        raise ValueError(f"memory_budget must be a number of bytes, 0 or more, not {budget}")
+    return budget

@@ -69,9 +69,10 @@ void ChannelRows<Bits>::append(const Block& block, std::int64_t first, std::int6
   constexpr auto kSize = static_cast<std::int64_t>(sizeof(Bits));
   grow_to(rows_ + last - first);
   const auto copy_rows = [&](const tbb::blocked_range<std::int64_t>& range) {
-    for (std::int64_t row = range.begin(); row < range.end(); ++row)
+    for (std::int64_t row = range.begin(); row < range.end(); ++row) {
       copy_row(block.data + kSize * row * block.row_stride, block.channel_stride,
                rows_ + row - first);
+    }
   };
   const std::int64_t grain = std::max<std::int64_t>(1, kTaskElements / channels_);
   const tbb::blocked_range<std::int64_t> all(first, last, static_cast<std::size_t>(grain));

@@ -24,9 +24,10 @@ void copy_row(const Block& block, std::int64_t row, float* to) {
     std::memcpy(to, from, static_cast<std::size_t>(4 * block.channels));
     return;
   }
-  for (std::int64_t channel = 0; channel < block.channels; ++channel)
+  for (std::int64_t channel = 0; channel < block.channels; ++channel) {
     to[channel] =
         std::bit_cast<float>(load_bits<std::uint32_t>(from + 4 * channel * block.channel_stride));
+  }
 }
 
 /// Copies the elements of a block, row by row.
@@ -108,7 +109,7 @@ void FloatSamples::add_to_one_group(const TensorView& view) {
 
 void FloatSamples::merge(const FloatSamples& other) {
   if (rows_) {
-    rows_->append(*other.rows_);
+    rows_->append(other.rows_.value());
   } else {
     // `other` may be this object, so its size is taken and its place looked up around the growth.
     const std::size_t before = one_group_.size();

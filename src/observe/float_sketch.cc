@@ -43,14 +43,41 @@ void spread(const Bin& bin, double slope, Append append) {
     if (part == kPoints) return bin.count;
     const double t = static_cast<double>(part) / kPoints;
     const double share = t + s * (t * t - t) / 2;
-    return std::min(bin.count,
-                    static_cast<std::uint64_t>(share * static_cast<double>(bin.count) + 0.5));
+    return std::min(bin.count, static_cast<std::uint64_t>(
+                                   std::llround(share * static_cast<double>(bin.count))));
   };
   for (int part = 0; part < kPoints; ++part) {
     const double middle = (part + 0.5) / kPoints;
     append(static_cast<float>(static_cast<double>(bin.low) + middle * width),
            before(part + 1) - before(part));
   }
+}
+
+/// The change of the density over bin `i`, as a share of its mean, by its neighbours, which may be
+/// empty.
+template <typename Bin>
+double slope_at(const std::vector<Bin>& bins, std::size_t i) {
+  const double density = bins[i].density();
+  if (density == 0) return 0;
+  const bool left_is_next = i > 0 && bins[i - 1].high == bins[i].low;
+  const bool right_is_next = i + 1 < bins.size() && bins[i + 1].low == bins[i].high;
+  const double left = left_is_next ? bins[i - 1].density() : 0;
+  const double right = right_is_next ? bins[i + 1].density() : 0;
+  return (right - left) / (2 * density);
+}
+
+/// Makes `value` the first or the last one, in place of one that was counted near it.
+void set_end(LargeArray<float>& values, std::vector<std::uint64_t>& counts, bool first,
+             float value) {
+  const std::size_t at = first ? 0 : values.size() - 1;
+  if (values[at] == value) return;
+  if (counts[at] == 1) {
+    values[at] = value;
+    return;
+  }
+  counts[at] -= 1;
+  values.insert(first ? values.begin() : values.end(), value);
+  counts.insert(first ? counts.begin() : counts.end(), 1);
 }
 
 /// Counters of one run of samples, in pages made when first needed and used again.
@@ -205,7 +232,7 @@ std::vector<FloatSketch::Bin> FloatSketch::ascending_bins(const Group& group) co
       if (counts[low] == 0) continue;
       const auto key = static_cast<std::uint32_t>(page * CounterPage::kSize + low);
       const int shift = kMantissaBits - bits_;
-      const float nearer = std::bit_cast<float>(key << shift);
+      const auto nearer = std::bit_cast<float>(key << shift);
       constexpr float kMax = std::numeric_limits<float>::max();  // the next one is infinity
       const float farther = std::clamp(std::bit_cast<float>((key + 1) << shift), -kMax, kMax);
       if (key == 0) {  // and whatever was too small
@@ -222,8 +249,8 @@ std::vector<FloatSketch::Bin> FloatSketch::ascending_bins(const Group& group) co
   return bins;
 }
 
-ValueCounts FloatSketch::value_counts(std::size_t index) const {
-  const Group& group = groups_[index];
+ValueCounts FloatSketch::value_counts(std::size_t group_index) const {
+  const Group& group = groups_[group_index];
   if (group.total == 0) return {};
   LargeArray<float> values;
   std::vector<std::uint64_t> counts;
@@ -238,35 +265,16 @@ ValueCounts FloatSketch::value_counts(std::size_t index) const {
     }
   };
   const std::vector<Bin> bins = ascending_bins(group);
-  for (std::size_t i = 0; i < bins.size(); ++i) {
-    // Densities of the neighbours, which may be empty.
-    const double density = bins[i].density();
-    const bool left_is_next = i > 0 && bins[i - 1].high == bins[i].low;
-    const bool right_is_next = i + 1 < bins.size() && bins[i + 1].low == bins[i].high;
-    const double left = left_is_next ? bins[i - 1].density() : 0;
-    const double right = right_is_next ? bins[i + 1].density() : 0;
-    spread(bins[i], density > 0 ? (right - left) / (2 * density) : 0, append);
-  }
+  for (std::size_t i = 0; i < bins.size(); ++i) spread(bins[i], slope_at(bins, i), append);
   // The extremes are in the first and the last bin, and known exactly.
-  const auto set_extreme = [&](bool first, float value) {
-    const std::size_t at = first ? 0 : values.size() - 1;
-    if (values[at] == value) return;
-    if (counts[at] == 1) {
-      values[at] = value;
-      return;
-    }
-    counts[at] -= 1;
-    values.insert(first ? values.begin() : values.end(), value);
-    counts.insert(first ? counts.begin() : counts.end(), 1);
-  };
-  set_extreme(true, group.min == 0.0F ? 0.0F : group.min);
-  set_extreme(false, group.max == 0.0F ? 0.0F : group.max);
+  set_end(values, counts, true, group.min == 0.0F ? 0.0F : group.min);
+  set_end(values, counts, false, group.max == 0.0F ? 0.0F : group.max);
   return {std::move(values), std::move(counts)};
 }
 
-std::size_t FloatSketch::bytes(std::size_t index) const {
+std::size_t FloatSketch::bytes(std::size_t group_index) const {
   std::size_t sum = 0;
-  for (const CounterPage& page : groups_[index].pages) sum += sizeof(page) + page.bytes();
+  for (const CounterPage& page : groups_[group_index].pages) sum += sizeof(page) + page.bytes();
   return sum;
 }
 

@@ -37,10 +37,10 @@ class FloatSketch {
 
   /// Calls visit(group, values) for every group, on several threads at once.
   void visit(const std::function<void(std::size_t, const ValueCounts&)>& visit) const;
-  ValueCounts value_counts(std::size_t group) const;
+  ValueCounts value_counts(std::size_t group_index) const;
 
   /// Bytes that the counters of a group take.
-  std::size_t bytes(std::size_t group) const;
+  std::size_t bytes(std::size_t group_index) const;
 
  private:
   struct Group {

@@ -27,7 +27,7 @@ struct HalfStorage {
 
   explicit operator bool() const { return tensor.has_value() || channel.has_value(); }
   ValueCounts value_counts(std::size_t group) const {
-    return tensor ? tensor->value_counts() : channel->value_counts(group);
+    return tensor ? tensor->value_counts() : channel.value().value_counts(group);
   }
 };
 
@@ -201,11 +201,14 @@ struct Observer::State {
   void merge_float32(const State& from) {
     if (from.samples) {
       make_room(from.samples->size());
-      if (&from == this && sketch) return sketch->merge(*sketch);
+      if (&from == this && sketch) {  // its samples went there just now
+        sketch->merge(*sketch);
+        return;
+      }
     }
-    if (from.sketch) sketch_samples();
     if (from.sketch) {
-      sketch->merge(*from.sketch);
+      sketch_samples();
+      sketch.value().merge(*from.sketch);
     } else if (from.samples && sketch) {
       add_to_sketch(*from.samples);
     } else if (from.samples) {
@@ -320,7 +323,7 @@ void Observer::visit(const Visit& visit) const& {
     tbb::parallel_for(std::size_t{0}, groups(),
                       [&](std::size_t group) { visit(group, value_counts(group)); });
   } else if (state.float16 || state.bfloat16) {
-    (state.float16 ? state.float16 : state.bfloat16).channel->visit(visit);
+    (state.float16 ? state.float16 : state.bfloat16).channel.value().visit(visit);
   } else if (state.samples) {
     state.samples->visit([&](std::size_t group, LargeArray<float> samples) {
       visit(group, ValueCounts::of(std::move(samples)));
@@ -360,7 +363,7 @@ ValueRange Observer::range(std::size_t group) const {
   if (!state.options.range_only)
     throw StateError("range() is for observers that keep nothing else (range_only)");
   state.check_group(group);
-  const kernels::ScanResult& range = state.ranges->range(group);
+  const kernels::ScanResult& range = state.ranges.value().range(group);
   return {range.min, range.max};
 }
 

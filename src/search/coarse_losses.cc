@@ -39,7 +39,7 @@ class CoarseLosses::Bins {
  public:
   Bins(std::size_t bins, double low, double width)
       : bins_(bins),
-        place_bits_(kPositionBits - std::bit_width(bins) + 1),
+        place_bits_(kPositionBits - static_cast<int>(std::bit_width(bins)) + 1),
         low_(static_cast<float>(low)),
         inverse_(static_cast<float>(places_a_bin() / width)) {}
 
@@ -159,7 +159,7 @@ CoarseLosses::CoarseLosses(const ValueCounts& values, const kernels::Rounding& e
   const double high = std::min(envelope.high, values.max());
   const std::size_t count = bins_for(values.values().size());
   width_ = (high - low_) / static_cast<double>(count);
-  if (!(width_ > 0 && 2 * width_ <= scale)) return;
+  if (width_ <= 0 || 2 * width_ > scale) return;
   const Bins bins(count, low_, width_);
   valid_ = bins.valid();
   if (!valid_) return;

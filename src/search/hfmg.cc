@@ -31,7 +31,7 @@ class HistogramLoss {
       : histogram_(histogram), sums_(histogram.counts.size() + 1) {
     for (std::size_t bin = 0; bin < histogram.counts.size(); ++bin) {
       const auto count = static_cast<Integer>(histogram.counts[bin]);
-      const auto centre = static_cast<Integer>(2 * bin + 1);
+      const Integer centre = 2 * static_cast<Integer>(bin) + 1;
       const Sums& last = sums_[bin];
       sums_[bin + 1] = {last.s0 + count, last.s1 + count * centre,
                         last.s2 + count * centre * centre};

@@ -129,9 +129,10 @@ TEST(CollectTest, EveryFloat16Widens) {
     std::vector<float> expected(patterns.size());
     widen_float16(patterns.data(), patterns.size(), found.data());
     widen_float16_scalar(patterns.data(), patterns.size(), expected.data());
-    for (std::size_t i = 0; i < found.size(); ++i)
+    for (std::size_t i = 0; i < found.size(); ++i) {
       ASSERT_EQ(std::bit_cast<std::uint32_t>(found[i]), std::bit_cast<std::uint32_t>(expected[i]))
           << i;
+    }
   });
 }
 

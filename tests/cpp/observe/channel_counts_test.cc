@@ -1,5 +1,7 @@
 #include "observe/channel_counts.h"
 
+#include <array>
+#include <bit>
 #include <cstdint>
 #include <mutex>
 #include <random>
@@ -22,12 +24,11 @@ std::vector<std::uint16_t> random_patterns(std::int64_t size, unsigned seed) {
   std::vector<std::uint16_t> patterns;
   for (std::int64_t i = 0; i < size; ++i) {
     const auto bits = std::bit_cast<std::uint32_t>(normal(generator));
-    const auto special = generator() % 100;
-    patterns.push_back(special == 0   ? 0
-                       : special == 1 ? 0x8000
-                       : special == 2 ? 0x7F80
-                       : special == 3 ? static_cast<std::uint16_t>(generator())
-                                      : static_cast<std::uint16_t>(bits >> 16));
+    const std::array<std::uint16_t, 4> special{0, 0x8000, 0x7F80,
+                                               static_cast<std::uint16_t>(generator())};
+    const auto choice = generator() % 100;
+    patterns.push_back(choice < special.size() ? special[choice]
+                                               : static_cast<std::uint16_t>(bits >> 16));
   }
   return patterns;
 }

@@ -47,7 +47,7 @@ std::vector<std::vector<float>> data_sets() {
     sets[1].push_back(i % 1000 == 0 ? 20 * x : x);
     sets[2].push_back(uniform(generator));
     sets[3].push_back(10 + 0.05F * x);  // an offset many times the spread
-    sets[4].push_back((i % 2 == 0 ? 5 : -5) + 0.1F * x);
+    sets[4].push_back((i % 2 == 0 ? 5.0F : -5.0F) + 0.1F * x);
     sets[5].push_back(std::exp(2 * x));
   }
   return sets;

@@ -44,7 +44,7 @@ int main(int argc, char** argv) {
     for (const amct::LayerResult& layer : session.results()) {
       std::printf("%s: %zu scale(s), first %g with offset %d, SQNR %.1f dB\n", layer.name.c_str(),
                   layer.params.size(), static_cast<double>(layer.params[0].scale),
-                  layer.params[0].offset, layer.sqnr_db.value());
+                  layer.params[0].offset, layer.sqnr_db.value_or(0));
     }
     return 0;
   } catch (const std::exception& error) {

@@ -108,8 +108,8 @@ void FloatSamples::add_to_one_group(const TensorView& view) {
 }
 
 void FloatSamples::merge(const FloatSamples& other) {
-  if (rows_) {
-    rows_->append(other.rows_.value());
+  if (rows_ && other.rows_) {
+    rows_->append(*other.rows_);
   } else {
     // `other` may be this object, so its size is taken and its place looked up around the growth.
     const std::size_t before = one_group_.size();

@@ -27,7 +27,12 @@ struct HalfStorage {
 
   explicit operator bool() const { return tensor.has_value() || channel.has_value(); }
   ValueCounts value_counts(std::size_t group) const {
-    return tensor ? tensor->value_counts() : channel.value().value_counts(group);
+    if (tensor) return tensor->value_counts();
+    return channel ? channel->value_counts(group) : ValueCounts();
+  }
+  void visit(const Observer::Visit& visit) const {
+    if (tensor) visit(0, tensor->value_counts());
+    if (channel) channel->visit(visit);
   }
 };
 
@@ -206,9 +211,9 @@ struct Observer::State {
         return;
       }
     }
-    if (from.sketch) {
-      sketch_samples();
-      sketch.value().merge(*from.sketch);
+    if (from.sketch) sketch_samples();
+    if (from.sketch && sketch) {
+      sketch->merge(*from.sketch);
     } else if (from.samples && sketch) {
       add_to_sketch(*from.samples);
     } else if (from.samples) {
@@ -323,7 +328,7 @@ void Observer::visit(const Visit& visit) const& {
     tbb::parallel_for(std::size_t{0}, groups(),
                       [&](std::size_t group) { visit(group, value_counts(group)); });
   } else if (state.float16 || state.bfloat16) {
-    (state.float16 ? state.float16 : state.bfloat16).channel.value().visit(visit);
+    (state.float16 ? state.float16 : state.bfloat16).visit(visit);
   } else if (state.samples) {
     state.samples->visit([&](std::size_t group, LargeArray<float> samples) {
       visit(group, ValueCounts::of(std::move(samples)));
@@ -363,7 +368,8 @@ ValueRange Observer::range(std::size_t group) const {
   if (!state.options.range_only)
     throw StateError("range() is for observers that keep nothing else (range_only)");
   state.check_group(group);
-  const kernels::ScanResult& range = state.ranges.value().range(group);
+  const kernels::ScanResult range =
+      state.ranges ? state.ranges->range(group) : kernels::empty_scan();
   return {range.min, range.max};
 }
 

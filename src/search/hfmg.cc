@@ -155,9 +155,7 @@ Histogram hfmg_histogram(const ValueCounts& values, std::int64_t num_of_bins) {
     return histogram;
   }
   const double range = histogram.high - histogram.low;
-  tbb::enumerable_thread_specific<std::vector<std::uint64_t>> locals(histogram.counts);
-  for_each_chunk(values.values().size(), [&](std::size_t, std::size_t first, std::size_t size) {
-    std::vector<std::uint64_t>& counts = locals.local();
+  const auto count = [&](std::size_t first, std::size_t size, std::vector<std::uint64_t>& counts) {
     std::array<std::uint32_t, 256> indices;
     for (std::size_t begin = first; begin < first + size; begin += indices.size()) {
       const std::size_t run = std::min(indices.size(), first + size - begin);
@@ -165,6 +163,15 @@ Histogram hfmg_histogram(const ValueCounts& values, std::int64_t num_of_bins) {
                            static_cast<std::uint32_t>(num_of_bins), indices.data());
       for (std::size_t i = 0; i < run; ++i) counts[indices[i]] += values.count(begin + i);
     }
+  };
+  if (chunks_of(values.values().size()) ==
+      1) {  // a channel, which needs no table of a thread's own
+    count(0, values.values().size(), histogram.counts);
+    return histogram;
+  }
+  tbb::enumerable_thread_specific<std::vector<std::uint64_t>> locals(histogram.counts);
+  for_each_chunk(values.values().size(), [&](std::size_t, std::size_t first, std::size_t size) {
+    count(first, size, locals.local());
   });
   for (const std::vector<std::uint64_t>& local : locals) {
     std::ranges::transform(histogram.counts, local, histogram.counts.begin(), std::plus<>());

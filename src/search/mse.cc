@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "search/candidate_search.h"
+#include "search/grid_rounding.h"
 
 namespace amct {
 namespace {
@@ -54,12 +55,8 @@ class MseSearch {
     return minmax_params(options_.grid, range.low, range.high, options_.with_offset);
   }
 
-  /// Clamping to the values of the end codes and rounding to multiples of the scale is what storing
-  /// on the grid does.
   Rounding rounding_of(ClipRange range) const {
-    const QuantParams params = params_of(range);
-    return {params.scale, static_cast<float>(Grid::dequantize(options_.grid.qmin, params)),
-            static_cast<float>(Grid::dequantize(options_.grid.qmax, params))};
+    return rounding_on(options_.grid, params_of(range));
   }
 
   /// An end of a range times a factor; saturated.

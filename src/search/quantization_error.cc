@@ -8,6 +8,7 @@
 
 #include "kernels/rounding_error.h"
 #include "search/chunks.h"
+#include "search/grid_rounding.h"
 #include "search/weights.h"
 
 namespace amct {
@@ -51,12 +52,8 @@ float edge(const Grid& grid, QuantParams params, bool below) {
 
 QuantizationError quantization_error(const ValueCounts& values, const Grid& grid,
                                      QuantParams params) {
-  // Storing on the grid is clamping to the values of its end codes and rounding to multiples of the
-  // scale; and clamping to zero leaves the signal.
-  const kernels::Rounding stored{params.scale,
-                                 static_cast<float>(Grid::dequantize(grid.qmin, params)),
-                                 static_cast<float>(Grid::dequantize(grid.qmax, params))};
-  const kernels::Rounding nothing{1, 0, 0};
+  const kernels::Rounding stored = rounding_on(grid, params);
+  const kernels::Rounding nothing{1, 0, 0};  // clamping to zero leaves the signal
   const float low = edge(grid, params, true);
   const float high = edge(grid, params, false);
   const std::vector<double> weights = weights_of<double>(values.counts());

@@ -13,7 +13,7 @@
 #include "kernels/collect.h"
 #include "kernels/count.h"
 #include "kernels/scan.h"
-#include "observe/elements.h"
+#include "observe/ascending_counts.h"
 
 namespace amct {
 namespace {
@@ -191,30 +191,16 @@ ValueCounts ChannelCounts::samples_of(const std::uint16_t* patterns, std::uint16
 }
 
 ValueCounts ChannelCounts::with_pages(std::size_t channel, Table& table) const {
-  LargeArray<float> values;
-  std::vector<std::uint64_t> counts;
-  const auto append_page = [&](std::size_t index) {
+  CounterPage::Counts counts;
+  return ascending_counts(dtype_, [&](std::size_t index) -> const CounterPage::Counts* {
     const CounterPage& page = pages_[channel * kPages + index];
     const auto counters = page_of(table, index);
-    if (page.empty() && std::ranges::none_of(counters, std::identity())) return;
-    const CounterPage::Counts counted = page.counts();
-    for (std::size_t j = 0; j < kPageSize; ++j) {
-      const std::size_t low = index >= kPages / 2 ? kPageSize - 1 - j : j;
-      const auto pattern = static_cast<std::uint16_t>(index * kPageSize + low);
-      const std::uint64_t count = counted[low] + std::exchange(counters[low], 0);
-      if (count == 0 || !is_finite(pattern, dtype_)) continue;
-      const float value = half_to_float(dtype_, pattern);
-      if (value == 0.0F && !values.empty() && values.back() == 0.0F) {  // -0, then +0
-        counts.back() += count;
-        continue;
-      }
-      values.push_back(value == 0.0F ? 0.0F : value);
-      counts.push_back(count);
-    }
-  };
-  for (std::size_t index = kPages; index-- > kPages / 2;) append_page(index);
-  for (std::size_t index = 0; index < kPages / 2; ++index) append_page(index);
-  return {std::move(values), std::move(counts)};
+    if (page.empty() && std::ranges::none_of(counters, std::identity())) return nullptr;
+    counts = page.counts();
+    for (std::size_t low = 0; low < kPageSize; ++low)
+      counts[low] += std::exchange(counters[low], 0);
+    return &counts;
+  });
 }
 
 }  // namespace amct

@@ -8,6 +8,7 @@
 #include <tbb/task_arena.h>
 
 #include "kernels/collect.h"
+#include "observe/ascending_counts.h"
 #include "observe/elements.h"
 
 namespace amct {
@@ -73,16 +74,6 @@ void count_part(const Part& part, CountTables& tables) {
     tables.count(start + row * block.row_stride + channel, static_cast<std::size_t>(count));
     begin += count;
   }
-}
-
-void append(LargeArray<float>& values, std::vector<std::uint64_t>& counts, float value,
-            std::uint64_t count) {
-  if (value == 0.0F && !values.empty() && values.back() == 0.0F) {  // -0, then +0
-    counts.back() += count;
-    return;
-  }
-  values.push_back(value == 0.0F ? 0.0F : value);
-  counts.push_back(count);
 }
 
 }  // namespace
@@ -153,27 +144,7 @@ void TensorCounts::merge(const TensorCounts& other) {
 }
 
 ValueCounts TensorCounts::value_counts() const {
-  LargeArray<float> values;
-  std::vector<std::uint64_t> counts;
-  const auto used = std::ranges::count_if(pages_, [](const auto& page) { return page != nullptr; });
-  values.reserve(static_cast<std::size_t>(used) * kPageSize);
-  counts.reserve(static_cast<std::size_t>(used) * kPageSize);
-  const auto append_pattern = [&](std::size_t index, std::size_t low) {
-    const auto pattern = static_cast<std::uint16_t>(index * kPageSize + low);
-    const std::uint64_t count = (*pages_[index])[low];
-    if (count > 0 && is_finite(pattern, dtype_))
-      append(values, counts, half_to_float(dtype_, pattern), count);
-  };
-  // Negative patterns from the largest magnitude down, then positive ones up.
-  for (std::size_t index = kPages; index-- > kPages / 2;) {
-    if (pages_[index] == nullptr) continue;
-    for (std::size_t low = kPageSize; low-- > 0;) append_pattern(index, low);
-  }
-  for (std::size_t index = 0; index < kPages / 2; ++index) {
-    if (pages_[index] == nullptr) continue;
-    for (std::size_t low = 0; low < kPageSize; ++low) append_pattern(index, low);
-  }
-  return {std::move(values), std::move(counts)};
+  return ascending_counts(dtype_, [this](std::size_t index) { return pages_[index].get(); });
 }
 
 }  // namespace amct

@@ -16,13 +16,16 @@
 namespace amct {
 
 /// The finite values of `dtype` by their counts. page_counts(i) gives the counts of patterns
-/// [256 i, 256 i + 256), or null where none occurred.
+/// [256 i, 256 i + 256), or null where none occurred; about `pages` of them have some, for which
+/// memory is taken at once.
 template <typename PageCounts>
-ValueCounts ascending_counts(DType dtype, PageCounts page_counts) {
+ValueCounts ascending_counts(DType dtype, std::size_t pages, PageCounts page_counts) {
   constexpr std::size_t kPages = 256;
   constexpr std::size_t kPageSize = CounterPage::kSize;
   LargeArray<float> values;
   std::vector<std::uint64_t> counts;
+  values.reserve(pages * kPageSize);
+  counts.reserve(pages * kPageSize);
   const auto append_page = [&](std::size_t index, bool descending) {
     const CounterPage::Counts* page = page_counts(index);
     if (page == nullptr) return;

@@ -191,16 +191,21 @@ ValueCounts ChannelCounts::samples_of(const std::uint16_t* patterns, std::uint16
 }
 
 ValueCounts ChannelCounts::with_pages(std::size_t channel, Table& table) const {
+  const auto pages = std::span(pages_).subspan(channel * kPages, kPages);
+  const auto used =
+      std::ranges::count_if(pages, [](const CounterPage& page) { return !page.empty(); });
   CounterPage::Counts counts;
-  return ascending_counts(dtype_, [&](std::size_t index) -> const CounterPage::Counts* {
-    const CounterPage& page = pages_[channel * kPages + index];
-    const auto counters = page_of(table, index);
-    if (page.empty() && std::ranges::none_of(counters, std::identity())) return nullptr;
-    counts = page.counts();
-    for (std::size_t low = 0; low < kPageSize; ++low)
-      counts[low] += std::exchange(counters[low], 0);
-    return &counts;
-  });
+  return ascending_counts(dtype_, static_cast<std::size_t>(used),
+                          [&](std::size_t index) -> const CounterPage::Counts* {
+                            const CounterPage& page = pages[index];
+                            const auto counters = page_of(table, index);
+                            if (page.empty() && std::ranges::none_of(counters, std::identity()))
+                              return nullptr;
+                            counts = page.counts();
+                            for (std::size_t low = 0; low < kPageSize; ++low)
+                              counts[low] += std::exchange(counters[low], 0);
+                            return &counts;
+                          });
 }
 
 }  // namespace amct

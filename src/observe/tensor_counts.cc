@@ -144,7 +144,9 @@ void TensorCounts::merge(const TensorCounts& other) {
 }
 
 ValueCounts TensorCounts::value_counts() const {
-  return ascending_counts(dtype_, [this](std::size_t index) { return pages_[index].get(); });
+  const auto used = std::ranges::count_if(pages_, [](const auto& page) { return page != nullptr; });
+  return ascending_counts(dtype_, static_cast<std::size_t>(used),
+                          [this](std::size_t index) { return pages_[index].get(); });
 }
 
 }  // namespace amct

@@ -34,7 +34,7 @@ Observer observed(const Batches& batches, Granularity granularity, bool range_on
   return observer;
 }
 
-void search_all(Observer& observer, const Algorithm& algorithm) {
+void search_all(const Observer& observer, const Algorithm& algorithm) {
   const OptionMap options = algorithm.spec.defaults();
   if (algorithm.search_range != nullptr) {
     for (std::size_t group = 0; group < observer.groups(); ++group) {
@@ -43,7 +43,7 @@ void search_all(Observer& observer, const Algorithm& algorithm) {
     }
     return;
   }
-  std::move(observer).visit([&](std::size_t, const ValueCounts& values) {
+  observer.visit([&](std::size_t, const ValueCounts& values) {
     benchmark::DoNotOptimize(algorithm.search(values, true, options));
   });
 }

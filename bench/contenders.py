@@ -45,10 +45,11 @@ class Contender:
         return self.package == "amct-pytorch"
 
 
-def amct(algorithm: str, batches: Iterable[torch.Tensor]) -> Answer:
+def amct(algorithm: str, batches: Sequence[torch.Tensor]) -> Answer:
     from amct_pytorch import _core
 
-    observer = _core.Observer(per_channel=False)
+    # What a session makes of the configuration.
+    observer = _core.Observer(range_only=algorithm == "minmax", expected_batches=len(batches))
     for batch in batches:
         observer.observe(batch)
     ((scale, offset),) = observer.solve(algorithm)
@@ -99,8 +100,10 @@ def torchao_mse(batches: Iterable[torch.Tensor]) -> Answer:
 
 
 CONTENDERS = (
-    Contender("amct ifmr", "amct-pytorch", "search", partial(amct, "ifmr")),
-    Contender("amct hfmg", "amct-pytorch", "search", partial(amct, "hfmg")),
+    *(
+        Contender(f"amct {algorithm}", "amct-pytorch", "search", partial(amct, algorithm))
+        for algorithm in ("ifmr", "hfmg", "percentile", "mse")
+    ),
     Contender("amct minmax", "amct-pytorch", "minmax", partial(amct, "minmax")),
     Contender(
         "torch.ao HistogramObserver",

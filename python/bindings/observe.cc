@@ -42,6 +42,15 @@ std::vector<std::pair<float, std::int32_t>> solve(const amct::Observer& observer
   const amct::OptionMap options = options_of(algorithm->spec, given);
   const nb::gil_scoped_release release;
   std::vector<std::pair<float, std::int32_t>> result(observer.groups());
+  if (observer.is_range_only() && algorithm->search_range) {
+    for (std::size_t group = 0; group < result.size(); ++group) {
+      const amct::ValueRange range = observer.range(group);
+      const amct::QuantParams params =
+          algorithm->search_range(range.min, range.max, with_offset, options).params;
+      result[group] = {params.scale, params.offset};
+    }
+    return result;
+  }
   observer.visit([&](std::size_t group, const amct::ValueCounts& values) {
     const amct::QuantParams params = algorithm->search(values, with_offset, options).params;
     result[group] = {params.scale, params.offset};
@@ -56,11 +65,14 @@ void bind_observe(nb::module_& module) {
                              "Counts the values of tensors, per tensor or per channel.")
       .def(
           "__init__",
-          [](amct::Observer* self, bool per_channel) {
-            new (self) amct::Observer(per_channel ? amct::Granularity::kPerChannel
-                                                  : amct::Granularity::kPerTensor);
+          [](amct::Observer* self, bool per_channel, bool range_only,
+             std::int64_t expected_batches) {
+            const auto granularity =
+                per_channel ? amct::Granularity::kPerChannel : amct::Granularity::kPerTensor;
+            new (self) amct::Observer(
+                granularity, {.range_only = range_only, .expected_batches = expected_batches});
           },
-          "per_channel"_a = false)
+          "per_channel"_a = false, "range_only"_a = false, "expected_batches"_a = 1)
       .def(
           "observe",
           [](amct::Observer& self, const Array& batch) {

@@ -71,7 +71,7 @@ void for_each_strip(const ChannelRows<std::uint16_t>& rows, Body body) {
 }  // namespace
 
 ChannelCounts::ChannelCounts(DType dtype, std::int64_t channels)
-    : dtype_(dtype), staged_(channels) {}
+    : dtype_(dtype), staged_(channels, kStagedRows) {}
 
 void ChannelCounts::reserve(std::int64_t rows) { staged_.reserve(std::min(rows, kStagedRows)); }
 
@@ -95,11 +95,10 @@ void ChannelCounts::flush() {
   staged_.clear();
 }
 
-void ChannelCounts::count_into_pages(std::size_t channel, const std::uint16_t* patterns,
+void ChannelCounts::count_into_pages(std::size_t channel, std::span<const std::uint16_t> patterns,
                                      Table& table) {
-  const auto size = static_cast<std::size_t>(staged_.rows());
-  const PageRange range(kernels::magnitude_range(patterns, size));
-  kernels::count_patterns(patterns, size, table.data());
+  const PageRange range(kernels::magnitude_range(patterns.data(), patterns.size()));
+  kernels::count_patterns(patterns.data(), patterns.size(), table.data());
   range.for_each_ascending([&](std::size_t index) {
     const auto counters = page_of(table, index);
     if (std::ranges::none_of(counters, std::identity())) return;
@@ -159,14 +158,15 @@ ValueCounts ChannelCounts::value_counts(std::size_t channel) const {
   return value_counts(channel, columns.channel(channel % kWidth), table);
 }
 
-ValueCounts ChannelCounts::value_counts(std::size_t channel, const std::uint16_t* patterns,
+ValueCounts ChannelCounts::value_counts(std::size_t channel,
+                                        std::span<const std::uint16_t> patterns,
                                         Table& table) const {
-  const auto size = static_cast<std::size_t>(staged_.rows());
-  const kernels::MagnitudeRange magnitudes = kernels::magnitude_range(patterns, size);
+  const kernels::MagnitudeRange magnitudes =
+      kernels::magnitude_range(patterns.data(), patterns.size());
   // Few rows of float16 hardly repeat a value: counting takes longer than it saves later.
   if (dtype_ == DType::kFloat16 && pages_.empty()) return samples_of(patterns, magnitudes.largest);
   const PageRange range(magnitudes);
-  kernels::count_patterns(patterns, size, table.data());
+  kernels::count_patterns(patterns.data(), patterns.size(), table.data());
   if (!pages_.empty()) return with_pages(channel, table);
   table[0] = static_cast<std::uint16_t>(table[0] + std::exchange(table[0x8000], 0));  // -0 is 0
   LargeArray<float> values(range.patterns() + kernels::kCollectSlack);
@@ -182,9 +182,10 @@ ValueCounts ChannelCounts::value_counts(std::size_t channel, const std::uint16_t
                                      counts.begin() + static_cast<std::ptrdiff_t>(written))};
 }
 
-ValueCounts ChannelCounts::samples_of(const std::uint16_t* patterns, std::uint16_t largest) const {
-  LargeArray<float> samples(static_cast<std::size_t>(staged_.rows()));
-  kernels::widen_float16(patterns, samples.size(), samples.data());
+ValueCounts ChannelCounts::samples_of(std::span<const std::uint16_t> patterns,
+                                      std::uint16_t largest) const {
+  LargeArray<float> samples(patterns.size());
+  kernels::widen_float16(patterns.data(), samples.size(), samples.data());
   if (largest >= exponent_mask(DType::kFloat16))
     std::erase_if(samples, [](float sample) { return !std::isfinite(sample); });
   return ValueCounts::of(std::move(samples));

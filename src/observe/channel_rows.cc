@@ -18,8 +18,10 @@ constexpr std::int64_t kTaskElements = std::int64_t{1} << 18;
 }  // namespace
 
 template <typename Bits>
-ChannelRows<Bits>::ChannelRows(std::int64_t channels)
-    : channels_(channels), strips_((static_cast<std::size_t>(channels) + kWidth - 1) / kWidth) {}
+ChannelRows<Bits>::ChannelRows(std::int64_t channels, std::int64_t limit)
+    : channels_(channels),
+      limit_(limit),
+      strips_((static_cast<std::size_t>(channels) + kWidth - 1) / kWidth) {}
 
 template <typename Bits>
 std::size_t ChannelRows<Bits>::width(std::size_t strip) const {
@@ -29,8 +31,7 @@ std::size_t ChannelRows<Bits>::width(std::size_t strip) const {
 template <typename Bits>
 void ChannelRows<Bits>::reserve(std::int64_t rows) {
   try {
-    const std::int64_t chunks = (rows + kChunkRows - 1) / kChunkRows;
-    bits_.reserve(static_cast<std::size_t>(chunks * kChunkRows) * strips_ * kWidth);
+    bits_.reserve(elements_for(rows));
   } catch (const std::bad_alloc&) {
     // What really comes may be less, and grows as it comes.
     return;
@@ -39,10 +40,8 @@ void ChannelRows<Bits>::reserve(std::int64_t rows) {
 
 template <typename Bits>
 void ChannelRows<Bits>::grow_to(std::int64_t rows) {
-  const std::int64_t chunks = (rows + kChunkRows - 1) / kChunkRows;
-  const std::size_t needed = static_cast<std::size_t>(chunks * kChunkRows) * strips_ * kWidth;
-  // At least doubling keeps the cost of many small batches linear.
-  if (needed > bits_.capacity()) bits_.reserve(std::max(needed, 2 * bits_.capacity()));
+  const std::size_t needed = elements_for(rows);
+  grow(bits_, needed, elements_for(limit_));
   if (needed > bits_.size()) bits_.resize(needed);
 }
 

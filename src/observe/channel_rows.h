@@ -6,7 +6,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
+
+#include <tbb/blocked_range.h>
+#include <tbb/parallel_for.h>
 
 #include "kernels/turn.h"
 
@@ -17,7 +21,7 @@ template <typename Bits>
 class Columns {
  public:
   std::size_t size() const { return rows_; }  ///< values a channel
-  const Bits* channel(std::size_t i) const { return bits_.data() + i * pitch_; }
+  std::span<const Bits> channel(std::size_t i) const { return {bits_.data() + i * pitch_, rows_}; }
 
  private:
   template <typename>
@@ -34,7 +38,8 @@ class ChannelRows {
  public:
   static constexpr std::size_t kWidth = kernels::kStripWidth<Bits>;
 
-  explicit ChannelRows(std::int64_t channels);
+  /// No more than `limit` rows will be held.
+  ChannelRows(std::int64_t channels, std::int64_t limit);
 
   /// Makes room for rows in all. Only a hint: does nothing where memory runs out.
   void reserve(std::int64_t rows);
@@ -55,12 +60,29 @@ class ChannelRows {
 
   /// Turns a strip into columns, whose memory is used again.
   void turn(std::size_t strip, Columns<Bits>& columns) const;
+  /// Calls visit(channel, its values as a span) for all channels, on several threads at once.
+  template <typename Visit>
+  void visit(Visit visit) const {
+    tbb::parallel_for(tbb::blocked_range<std::size_t>(0, strips_),
+                      [&](const tbb::blocked_range<std::size_t>& range) {
+                        Columns<Bits> columns;
+                        for (std::size_t strip = range.begin(); strip < range.end(); ++strip) {
+                          turn(strip, columns);
+                          for (std::size_t i = 0; i < width(strip); ++i)
+                            visit(strip * kWidth + i, columns.channel(i));
+                        }
+                      });
+  }
 
  private:
   // Rows whose strips lie together, each in one piece.
   static constexpr std::int64_t kChunkRows = 256;
 
   void grow_to(std::int64_t rows);
+  std::size_t elements_for(std::int64_t rows) const {
+    const std::int64_t chunks = (rows + kChunkRows - 1) / kChunkRows;
+    return static_cast<std::size_t>(chunks * kChunkRows) * strips_ * kWidth;
+  }
   /// Where the channels of a strip of a row are in bits_.
   std::size_t offset(std::int64_t row, std::size_t strip) const {
     const auto chunk = static_cast<std::size_t>(row / kChunkRows);
@@ -70,6 +92,7 @@ class ChannelRows {
   void copy_row(const std::byte* from, std::int64_t channel_stride, std::int64_t row);
 
   std::int64_t channels_;
+  std::int64_t limit_;
   std::size_t strips_;
   std::int64_t rows_ = 0;
   LargeArray<Bits> bits_;  // [chunk][strip][row of chunk][channel of strip]

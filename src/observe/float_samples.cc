@@ -1,9 +1,11 @@
 #include "observe/float_samples.h"
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <new>
 #include <utility>
 
@@ -52,21 +54,19 @@ void copy(const Block& block, float* to) {
   }
 }
 
-LargeArray<float> samples_in(const Columns<std::uint32_t>& columns, std::size_t channel) {
-  LargeArray<float> samples(columns.size());
-  if (!samples.empty())
-    std::memcpy(samples.data(), columns.channel(channel), sizeof(float) * samples.size());
-  return samples;
-}
-
 }  // namespace
 
-FloatSamples::FloatSamples(std::size_t groups) {
-  if (groups > 1) rows_.emplace(static_cast<std::int64_t>(groups));
+FloatSamples::FloatSamples(std::size_t groups, std::size_t limit) : limit_(limit) {
+  if (groups > 1) {
+    const auto channels = static_cast<std::int64_t>(groups);
+    rows_.emplace(channels, static_cast<std::int64_t>(limit) / channels);
+  } else {
+    one_group_ = std::make_shared<Samples>();
+  }
 }
 
 std::size_t FloatSamples::size() const {
-  return rows_ ? static_cast<std::size_t>(rows_->rows() * rows_->channels()) : one_group_.size();
+  return rows_ ? static_cast<std::size_t>(rows_->rows() * rows_->channels()) : one_group_->size();
 }
 
 void FloatSamples::reserve(std::size_t count) {
@@ -74,7 +74,7 @@ void FloatSamples::reserve(std::size_t count) {
     if (rows_) {
       rows_->reserve(static_cast<std::int64_t>(count) / rows_->channels());
     } else {
-      one_group_.reserve(count);
+      one_group_->reserve(count);
     }
   } catch (const std::bad_alloc&) {
     // What really comes may be less, and grows as it comes.
@@ -93,14 +93,19 @@ void FloatSamples::add(const TensorView& view, bool any_non_finite) {
   any_non_finite_ = any_non_finite_ || any_non_finite;
 }
 
+FloatSamples::Samples& FloatSamples::room_for(std::size_t added) {
+  if (one_group_.use_count() > 1) one_group_ = std::make_shared<Samples>(*one_group_);
+  // Reads of those who gave the array up come before what is written now.
+  std::atomic_thread_fence(std::memory_order_acquire);
+  grow(*one_group_, one_group_->size() + added, limit_);
+  return *one_group_;
+}
+
 void FloatSamples::add_to_one_group(const TensorView& view) {
-  const std::size_t before = one_group_.size();
-  const std::size_t needed = before + static_cast<std::size_t>(view.size());
-  // At least doubling keeps the cost of many small batches linear.
-  if (needed > one_group_.capacity())
-    one_group_.reserve(std::max(needed, 2 * one_group_.capacity()));
-  one_group_.resize(needed);
-  float* to = one_group_.data() + before;
+  Samples& samples = room_for(static_cast<std::size_t>(view.size()));
+  const std::size_t before = samples.size();
+  samples.resize(before + static_cast<std::size_t>(view.size()));
+  float* to = samples.data() + before;
   for (const Block& block : blocks_of(view)) {
     copy(block, to);
     to += block.rows * block.channels;
@@ -111,47 +116,61 @@ void FloatSamples::merge(const FloatSamples& other) {
   if (rows_ && other.rows_) {
     rows_->append(*other.rows_);
   } else {
-    // `other` may be this object, so its size is taken and its place looked up around the growth.
-    const std::size_t before = one_group_.size();
-    const std::size_t added = other.one_group_.size();
-    one_group_.resize(before + added);
-    std::copy_n(other.one_group_.begin(), added,
-                one_group_.begin() + static_cast<std::ptrdiff_t>(before));
+    // `other` may be this object: its size is taken before, and its place looked up after growth.
+    const std::size_t added = other.size();
+    Samples& samples = room_for(added);
+    const std::size_t before = samples.size();
+    samples.resize(before + added);
+    std::copy_n(other.one_group_->begin(), added,
+                samples.begin() + static_cast<std::ptrdiff_t>(before));
   }
   any_non_finite_ = any_non_finite_ || other.any_non_finite_;
 }
 
-LargeArray<float> FloatSamples::finite(LargeArray<float> samples) const {
+std::shared_ptr<const FloatSamples::Samples> FloatSamples::finite_of_one_group() const {
+  if (!any_non_finite_) return one_group_;
+  auto samples = std::make_shared<Samples>();
+  samples->reserve(one_group_->size());
+  std::ranges::copy_if(*one_group_, std::back_inserter(*samples),
+                       [](float sample) { return std::isfinite(sample); });
+  return samples;
+}
+
+FloatSamples::Samples FloatSamples::finite(std::span<const std::uint32_t> bits) const {
+  Samples samples(bits.size());
+  if (!samples.empty()) std::memcpy(samples.data(), bits.data(), bits.size_bytes());
   if (any_non_finite_) std::erase_if(samples, [](float sample) { return !std::isfinite(sample); });
   return samples;
 }
 
-void FloatSamples::visit(const std::function<void(std::size_t, LargeArray<float>)>& visit) const {
+void FloatSamples::visit(
+    const std::function<void(std::size_t, const ValueCounts&)>& visit) const {
   if (!rows_) {
-    visit(0, finite(one_group_));
+    visit(0, value_counts(0));
     return;
   }
-  tbb::parallel_for(tbb::blocked_range<std::size_t>(0, rows_->strips()),
-                    [&](const tbb::blocked_range<std::size_t>& range) {
-                      Columns<std::uint32_t> columns;
-                      for (std::size_t strip = range.begin(); strip < range.end(); ++strip) {
-                        rows_->turn(strip, columns);
-                        for (std::size_t i = 0; i < rows_->width(strip); ++i) {
-                          visit(strip * ChannelRows<std::uint32_t>::kWidth + i,
-                                finite(samples_in(columns, i)));
-                        }
-                      }
-                    });
+  rows_->visit([&](std::size_t channel, std::span<const std::uint32_t> bits) {
+    visit(channel, ValueCounts::of(finite(bits)));
+  });
 }
 
-LargeArray<float> FloatSamples::samples_of(std::size_t group) const {
-  if (!rows_) return finite(one_group_);
-  constexpr std::size_t kWidth = ChannelRows<std::uint32_t>::kWidth;
+void FloatSamples::visit_samples(
+    const std::function<void(std::size_t, std::span<const float>)>& visit) const {
+  if (!rows_) {
+    visit(0, *finite_of_one_group());
+    return;
+  }
+  rows_->visit([&](std::size_t channel, std::span<const std::uint32_t> bits) {
+    visit(channel, finite(bits));
+  });
+}
+
+ValueCounts FloatSamples::value_counts(std::size_t group) const {
+  if (!rows_) return ValueCounts::of(finite_of_one_group());
   Columns<std::uint32_t> columns;
+  constexpr std::size_t kWidth = ChannelRows<std::uint32_t>::kWidth;
   rows_->turn(group / kWidth, columns);
-  return finite(samples_in(columns, group % kWidth));
+  return ValueCounts::of(finite(columns.channel(group % kWidth)));
 }
-
-LargeArray<float> FloatSamples::take_samples() { return finite(std::exchange(one_group_, {})); }
 
 }  // namespace amct

@@ -8,7 +8,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
+#include <span>
 
 #include "observe/channel_rows.h"
 
@@ -16,10 +18,13 @@ namespace amct {
 
 /// Keeps the values of one group, or of one group a channel. Values that are not finite are left
 /// out when the values are asked for.
+///
+/// Values of a single group are shared with the ValueCounts made of them, since a copy would take
+/// as much memory again; adding more then copies them, while such an object lives.
 class FloatSamples {
  public:
-  /// `groups` is 1, or the number of channels.
-  explicit FloatSamples(std::size_t groups);
+  /// `groups` is 1, or the number of channels. No more than `limit` values will be added.
+  FloatSamples(std::size_t groups, std::size_t limit);
 
   /// Makes room for `count` values in all, where so much is to be had. Memory is only taken up as
   /// values come.
@@ -34,16 +39,22 @@ class FloatSamples {
   std::size_t size() const;
 
   /// Calls visit(group, its finite values) for every group, on several threads at once.
-  void visit(const std::function<void(std::size_t, LargeArray<float>)>& visit) const;
-  LargeArray<float> samples_of(std::size_t group) const;
-  /// The same for the only group, moved out.
-  LargeArray<float> take_samples();
+  void visit(const std::function<void(std::size_t, const ValueCounts&)>& visit) const;
+  /// The same with the values as they came.
+  void visit_samples(const std::function<void(std::size_t, std::span<const float>)>& visit) const;
+  ValueCounts value_counts(std::size_t group) const;
 
  private:
-  void add_to_one_group(const TensorView& view);
-  LargeArray<float> finite(LargeArray<float> samples) const;
+  using Samples = LargeArray<float>;
 
-  LargeArray<float> one_group_;                     // of a single group, or
+  /// The array of a single group with room for `added` more, nobody else's. Throws std::bad_alloc.
+  Samples& room_for(std::size_t added);
+  void add_to_one_group(const TensorView& view);
+  std::shared_ptr<const Samples> finite_of_one_group() const;
+  Samples finite(std::span<const std::uint32_t> bits) const;
+
+  std::size_t limit_;
+  std::shared_ptr<Samples> one_group_;              // of a single group, or
   std::optional<ChannelRows<std::uint32_t>> rows_;  // of several
   bool any_non_finite_ = false;
 };

@@ -149,16 +149,12 @@ void FloatSketch::add_to_one_group(const Block& block) {
 void FloatSketch::add_by_channel(const Block& block) {
   // A piece of the block at a time, so that the copy takes little memory.
   for (std::int64_t first = 0; first < block.rows; first += kTurnedRows) {
-    ChannelRows<std::uint32_t> rows(block.channels);
+    ChannelRows<std::uint32_t> rows(block.channels, kTurnedRows);
     rows.append(block, first, std::min(first + kTurnedRows, block.rows));
-    tbb::parallel_for(std::size_t{0}, rows.strips(), [&](std::size_t strip) {
-      Columns<std::uint32_t> columns;
-      rows.turn(strip, columns);
-      std::vector<float> samples(columns.size());
-      for (std::size_t i = 0; i < rows.width(strip); ++i) {
-        std::memcpy(samples.data(), columns.channel(i), sizeof(float) * samples.size());
-        add(strip * ChannelRows<std::uint32_t>::kWidth + i, samples);
-      }
+    rows.visit([&](std::size_t channel, std::span<const std::uint32_t> bits) {
+      std::vector<float> samples(bits.size());
+      std::memcpy(samples.data(), bits.data(), bits.size_bytes());
+      add(channel, samples);
     });
   }
 }

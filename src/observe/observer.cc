@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 
@@ -76,15 +77,16 @@ struct Observer::State {
     return *storage.channel;
   }
 
+  std::size_t sample_limit() const { return options.sample_bytes / sizeof(float); }
+
   /// Makes `extra` more float32 values fit: past the limit, samples become a sketch.
   void make_room(std::size_t extra) {
     const std::size_t held = samples ? samples->size() : 0;
-    const std::size_t limit = options.sample_bytes / sizeof(float);
-    if (held > limit || extra > limit - held) sketch_samples();
+    if (held > sample_limit() || extra > sample_limit() - held) sketch_samples();
   }
   void add_to_sketch(const FloatSamples& added) {
-    added.visit(
-        [&](std::size_t group, const LargeArray<float>& values) { sketch->add(group, values); });
+    added.visit_samples(
+        [&](std::size_t group, std::span<const float> values) { sketch->add(group, values); });
   }
   void sketch_samples() {
     if (sketch) return;
@@ -196,8 +198,8 @@ struct Observer::State {
       return;
     }
     if (!samples) {
-      samples.emplace(groups());
-      const auto limit = static_cast<std::int64_t>(options.sample_bytes / sizeof(float));
+      samples.emplace(groups(), sample_limit());
+      const auto limit = static_cast<std::int64_t>(sample_limit());
       samples->reserve(static_cast<std::size_t>(expected(batch.size(), limit)));
     }
     samples->add(batch, any_non_finite);
@@ -217,7 +219,7 @@ struct Observer::State {
     } else if (from.samples && sketch) {
       add_to_sketch(*from.samples);
     } else if (from.samples) {
-      if (!samples) samples.emplace(groups());
+      if (!samples) samples.emplace(groups(), sample_limit());
       samples->merge(*from.samples);
     }
   }
@@ -318,8 +320,9 @@ std::int64_t Observer::channels() const { return state_->channels; }
 std::int64_t Observer::non_finite_count() const { return state_->skipped; }
 std::size_t Observer::groups() const { return state_->groups(); }
 bool Observer::is_sketch() const { return state_->sketch.has_value(); }
+bool Observer::is_range_only() const { return state_->options.range_only; }
 
-void Observer::visit(const Visit& visit) const& {
+void Observer::visit(const Visit& visit) const {
   const State& state = *state_;
   state.check_keeps_values();
   if (groups() == 1) {
@@ -330,20 +333,10 @@ void Observer::visit(const Visit& visit) const& {
   } else if (state.float16 || state.bfloat16) {
     (state.float16 ? state.float16 : state.bfloat16).visit(visit);
   } else if (state.samples) {
-    state.samples->visit([&](std::size_t group, LargeArray<float> samples) {
-      visit(group, ValueCounts::of(std::move(samples)));
-    });
+    state.samples->visit(visit);
   } else if (state.sketch) {
     state.sketch->visit(visit);
   }
-}
-
-void Observer::visit(const Visit& visit) && {
-  if (groups() == 1 && state_->samples && state_->storages() == 1) {
-    visit(0, ValueCounts::of(state_->samples->take_samples()));
-    return;
-  }
-  std::as_const(*this).visit(visit);
 }
 
 ValueCounts Observer::value_counts(std::size_t group) const {
@@ -353,13 +346,11 @@ ValueCounts Observer::value_counts(std::size_t group) const {
   ValueCounts result;
   if (state.float16) result = state.float16.value_counts(group);
   if (state.bfloat16)
-    result = ValueCounts::merged(std::move(result), state.bfloat16.value_counts(group));
-  if (state.samples) {
-    result =
-        ValueCounts::merged(std::move(result), ValueCounts::of(state.samples->samples_of(group)));
-  }
+    result = ValueCounts::merged(result, state.bfloat16.value_counts(group));
+  if (state.samples)
+    result = ValueCounts::merged(result, state.samples->value_counts(group));
   if (state.sketch)
-    result = ValueCounts::merged(std::move(result), state.sketch->value_counts(group));
+    result = ValueCounts::merged(result, state.sketch->value_counts(group));
   return result;
 }
 

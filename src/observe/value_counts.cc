@@ -109,21 +109,26 @@ float kth_of_samples(std::span<const float> samples, const std::vector<float>& e
 }  // namespace
 
 ValueCounts::ValueCounts(LargeArray<float> values, std::vector<std::uint64_t> counts)
-    : values_(std::move(values)), counts_(std::move(counts)) {
-  if (values_.size() != counts_.size()) {
-    throw ValueError("value counts: " + std::to_string(values_.size()) + " values but " +
+    : counts_(std::move(counts)) {
+  if (values.size() != counts_.size()) {
+    throw ValueError("value counts: " + std::to_string(values.size()) + " values but " +
                      std::to_string(counts_.size()) + " counts");
   }
-  if (!all_in_order(values_, counts_)) check_one_by_one(values_, counts_);
+  if (!all_in_order(values, counts_)) check_one_by_one(values, counts_);
   total_ = sum_of(counts_);
   // -0 becomes +0, of which there is one.
-  const auto zero = std::ranges::lower_bound(values_, 0.0F);
-  if (zero != values_.end() && *zero == 0.0F) *zero = 0.0F;
-  set_range();
+  const auto zero = std::ranges::lower_bound(values, 0.0F);
+  if (zero != values.end() && *zero == 0.0F) *zero = 0.0F;
+  set_sorted(std::move(values));
 }
 
 ValueCounts ValueCounts::of(LargeArray<float> samples) {
-  if (samples.size() <= kSortedSamples) return sorted_from(std::move(samples));
+  return of(std::make_shared<const LargeArray<float>>(std::move(samples)));
+}
+
+ValueCounts ValueCounts::of(std::shared_ptr<const LargeArray<float>> shared) {
+  const std::span<const float> samples = *shared;
+  if (samples.size() <= kSortedSamples) return sorted_from(*shared);
   ValueCounts result;
   const std::size_t blocks = (samples.size() + kBlock - 1) / kBlock;
   result.block_min_.resize(blocks);
@@ -149,7 +154,7 @@ ValueCounts ValueCounts::of(LargeArray<float> samples) {
   result.total_ = samples.size();
   result.min_ = *std::ranges::min_element(result.block_min_);
   result.max_ = *std::ranges::max_element(result.block_max_);
-  result.values_ = std::move(samples);
+  result.values_ = std::move(shared);
   return result;
 }
 
@@ -161,51 +166,52 @@ ValueCounts ValueCounts::sorted_from(LargeArray<float> samples) {
   radix_sort(samples);
   ValueCounts result;
   result.total_ = samples.size();
+  LargeArray<float> values;
   for (std::size_t i = 0; i < samples.size();) {
     std::size_t end = i + 1;
     while (end < samples.size() && samples[end] == samples[i]) ++end;
     if (!std::isfinite(samples[i])) throw ValueError("value counts: a value is not finite");
-    result.values_.push_back(samples[i] == 0.0F ? 0.0F : samples[i]);
+    values.push_back(samples[i] == 0.0F ? 0.0F : samples[i]);
     result.counts_.push_back(end - i);
     i = end;
   }
-  result.set_range();
+  result.set_sorted(std::move(values));
   return result;
 }
 
-ValueCounts ValueCounts::sorted() const& { return is_sorted() ? *this : sorted_from(values_); }
-ValueCounts ValueCounts::sorted() && {
-  return is_sorted() ? std::move(*this) : sorted_from(std::move(values_));
+ValueCounts ValueCounts::sorted() const { return is_sorted() ? *this : sorted_from(*values_); }
+
+void ValueCounts::set_sorted(LargeArray<float> values) {
+  if (values.empty()) return;
+  min_ = values.front();
+  max_ = values.back();
+  values_ = std::make_shared<const LargeArray<float>>(std::move(values));
 }
 
-void ValueCounts::set_range() {
-  if (values_.empty()) return;
-  min_ = values_.front();
-  max_ = values_.back();
-}
-
-ValueCounts ValueCounts::merged(ValueCounts first, ValueCounts second) {
+ValueCounts ValueCounts::merged(const ValueCounts& first, const ValueCounts& second) {
   if (first.empty()) return second;
   if (second.empty()) return first;
-  const ValueCounts a = std::move(first).sorted();
-  const ValueCounts b = std::move(second).sorted();
+  const ValueCounts sorted_a = first.sorted();
+  const ValueCounts sorted_b = second.sorted();
+  const std::span<const float> a = sorted_a.values();
+  const std::span<const float> b = sorted_b.values();
   ValueCounts result;
-  result.total_ = checked_total(a.total_, b.total_);
-  result.values_.reserve(a.values_.size() + b.values_.size());
-  result.counts_.reserve(a.values_.size() + b.values_.size());
+  result.total_ = checked_total(sorted_a.total_, sorted_b.total_);
+  LargeArray<float> values;
+  values.reserve(a.size() + b.size());
+  result.counts_.reserve(a.size() + b.size());
   std::size_t i = 0;
   std::size_t j = 0;
-  while (i < a.values_.size() || j < b.values_.size()) {
-    const bool from_a =
-        j == b.values_.size() || (i < a.values_.size() && a.values_[i] <= b.values_[j]);
-    const bool from_b =
-        i == a.values_.size() || (j < b.values_.size() && b.values_[j] <= a.values_[i]);
-    result.values_.push_back(from_a ? a.values_[i] : b.values_[j]);
-    result.counts_.push_back((from_a ? a.counts_[i] : 0) + (from_b ? b.counts_[j] : 0));
+  while (i < a.size() || j < b.size()) {
+    const bool from_a = j == b.size() || (i < a.size() && a[i] <= b[j]);
+    const bool from_b = i == a.size() || (j < b.size() && b[j] <= a[i]);
+    values.push_back(from_a ? a[i] : b[j]);
+    result.counts_.push_back((from_a ? sorted_a.counts_[i] : 0) +
+                             (from_b ? sorted_b.counts_[j] : 0));
     i += from_a ? 1 : 0;
     j += from_b ? 1 : 0;
   }
-  result.set_range();
+  result.set_sorted(std::move(values));
   return result;
 }
 
@@ -213,25 +219,25 @@ bool operator==(const ValueCounts& first, const ValueCounts& second) {
   if (first.total_ != second.total_) return false;
   const ValueCounts a = first.sorted();
   const ValueCounts b = second.sorted();
-  return a.values_ == b.values_ && a.counts_ == b.counts_;
+  return std::ranges::equal(a.values(), b.values()) && a.counts_ == b.counts_;
 }
 
 float ValueCounts::max_abs() const { return std::max(std::fabs(min_), std::fabs(max_)); }
 
 float ValueCounts::kth_smallest(std::uint64_t k) const {
   check_rank(k, total_);
-  if (!is_sorted()) return kth_of_samples(values_, block_min_, k, std::less<>());
+  if (!is_sorted()) return kth_of_samples(values(), block_min_, k, std::less<>());
   std::size_t i = 0;
   for (std::uint64_t seen = counts_[0]; seen < k; seen += counts_[i]) ++i;
-  return values_[i];
+  return values()[i];
 }
 
 float ValueCounts::kth_largest(std::uint64_t k) const {
   check_rank(k, total_);
-  if (!is_sorted()) return kth_of_samples(values_, block_max_, k, std::greater<>());
-  std::size_t i = values_.size() - 1;
+  if (!is_sorted()) return kth_of_samples(values(), block_max_, k, std::greater<>());
+  std::size_t i = counts_.size() - 1;
   for (std::uint64_t seen = counts_[i]; seen < k; seen += counts_[i]) --i;
-  return values_[i];
+  return values()[i];
 }
 
 }  // namespace amct

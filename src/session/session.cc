@@ -66,9 +66,9 @@ std::vector<GroupResult> solve_ranges(const Layer& layer, const Observer& observ
   return groups;
 }
 
-std::vector<GroupResult> solve_counts(const Layer& layer, Observer& observer) {
+std::vector<GroupResult> solve_counts(const Layer& layer, const Observer& observer) {
   std::vector<GroupResult> groups(observer.groups());
-  std::move(observer).visit([&](std::size_t group, const ValueCounts& values) {
+  observer.visit([&](std::size_t group, const ValueCounts& values) {
     const QuantParams params =
         layer.algorithm.search(values, layer.with_offset, layer.config.options).params;
     groups[group] = {.params = params,
@@ -79,7 +79,7 @@ std::vector<GroupResult> solve_counts(const Layer& layer, Observer& observer) {
 }
 
 /// Searches every group of a layer that has seen all its batches.
-LayerResult solve(const Layer& layer, Observer& observer) {
+LayerResult solve(const Layer& layer, const Observer& observer) {
   const Stopwatch watch;
   const bool range_only = layer.algorithm.search_range != nullptr;
   LayerResult result;

@@ -1,6 +1,7 @@
 // Vectors of many millions of elements.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <memory>
 #include <new>
@@ -49,5 +50,27 @@ struct LargeArrayAllocator {
 /// A vector for plain data of any size, best from a few MiB on.
 template <typename T>
 using LargeArray = std::vector<T, LargeArrayAllocator<T>>;
+
+/// Gives an array that will never need more than `limit` elements the capacity for `needed`. While
+/// it is small, capacity at least doubles, which keeps the cost of many small additions linear.
+/// Then it gets all of `limit` at once: that costs address space, not memory, which is only taken
+/// up as it is touched, and the array is never again held twice. Throws std::bad_alloc.
+template <typename T>
+void grow(LargeArray<T>& array, std::size_t needed, std::size_t limit) {
+  if (needed <= array.capacity()) return;
+  constexpr std::size_t kSmall = (std::size_t{1} << 22) / sizeof(T);
+  const std::size_t doubled = std::max(needed, 2 * array.capacity());
+  if (needed > kSmall && doubled < limit) {
+    try {
+      array.reserve(limit);
+      return;
+    } catch (const std::bad_alloc&) {
+      // Where address space is short, it grows by halves.
+      array.reserve(doubled);
+      return;
+    }
+  }
+  array.reserve(doubled);
+}
 
 }  // namespace amct

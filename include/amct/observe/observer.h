@@ -81,12 +81,11 @@ class Observer {
   std::size_t groups() const;
   /// Whether float32 values went beyond sample_bytes, so that counts are those of a sketch.
   bool is_sketch() const;
+  bool is_range_only() const;  ///< see ObserverOptions
 
   /// Calls visit(group, values) once for every group, on several threads at once, which costs less
   /// than asking group by group. Throws StateError where only ranges were kept.
-  void visit(const Visit& visit) const&;
-  /// The same, for an observer that is not used any more: values may be moved instead of copied.
-  void visit(const Visit& visit) &&;
+  void visit(const Visit& visit) const;
   /// The values of one group < groups() over all batches. Throws ValueError for another one, and
   /// StateError where only ranges were kept.
   ValueCounts value_counts(std::size_t group) const;

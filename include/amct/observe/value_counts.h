@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -29,25 +30,28 @@ class ValueCounts {
   /// Counts `samples`, which may hold duplicates in any order but must be finite: sorted form where
   /// they are few, else samples.
   static ValueCounts of(LargeArray<float> samples);
+  /// The same, of samples that are held together with others, who must not change them.
+  static ValueCounts of(std::shared_ptr<const LargeArray<float>> samples);
   static ValueCounts of(std::span<const float> samples);
 
   /// The union of two multisets, sorted. Throws ValueError where the total does not fit 63 bits.
-  static ValueCounts merged(ValueCounts first, ValueCounts second);
+  static ValueCounts merged(const ValueCounts& first, const ValueCounts& second);
 
   /// The values: ascending and distinct where is_sorted(), else as they came.
-  std::span<const float> values() const { return values_; }
+  std::span<const float> values() const {
+    return values_ ? std::span<const float>(*values_) : std::span<const float>();
+  }
   /// One count a value, positive; empty where not is_sorted(): each value counts once.
   std::span<const std::uint64_t> counts() const { return counts_; }
   /// The count of value `i`.
   std::uint64_t count(std::size_t i) const { return counts_.empty() ? 1 : counts_[i]; }
 
-  bool is_sorted() const { return counts_.size() == values_.size(); }
+  bool is_sorted() const { return counts_.size() == values().size(); }
   /// The same multiset in sorted form.
-  ValueCounts sorted() const&;
-  ValueCounts sorted() &&;
+  ValueCounts sorted() const;
 
   std::uint64_t total() const { return total_; }  ///< sum of the counts
-  bool empty() const { return values_.empty(); }
+  bool empty() const { return total_ == 0; }
 
   float min() const { return min_; }  ///< smallest value; 0 where empty()
   float max() const { return max_; }  ///< largest value; 0 where empty()
@@ -62,9 +66,9 @@ class ValueCounts {
 
  private:
   static ValueCounts sorted_from(LargeArray<float> samples);
-  void set_range();  // of sorted values
+  void set_sorted(LargeArray<float> values);  // and the range
 
-  LargeArray<float> values_;
+  std::shared_ptr<const LargeArray<float>> values_;  // shared by copies; null: none
   std::vector<std::uint64_t> counts_;
   // Smallest and largest of each kBlock samples, for order statistics; empty where is_sorted().
   std::vector<float> block_min_;

@@ -265,11 +265,32 @@ TEST_P(ObserverTest, VisitsEveryGroupOnceWithItsValues) {
     std::vector<ValueCounts> visited(observer.groups());
     observer.visit([&](std::size_t group, const ValueCounts& values) { visited[group] = values; });
     EXPECT_EQ(visited, expected);
-    std::vector<ValueCounts> taken(observer.groups());
-    std::move(observer).visit(
-        [&](std::size_t group, const ValueCounts& values) { taken[group] = values; });
-    EXPECT_EQ(taken, expected);
   }
+}
+
+TEST_P(ObserverTest, ValuesAskedForStayAsTheyAre) {
+  const Tensor tensor = normal_tensor(GetParam(), {300, 70}, 12);
+  for (const Granularity granularity : {Granularity::kPerTensor, Granularity::kPerChannel}) {
+    Observer observer(granularity);
+    observer.observe(tensor.view());
+    const std::vector<ValueCounts> before = all_counts(observer);
+    observer.observe(tensor.view());
+    EXPECT_EQ(before.front().total(), granularity == Granularity::kPerTensor ? 300 * 70 : 300);
+    EXPECT_EQ(observer.value_counts(0).total(), 2 * before.front().total());
+    Observer once(granularity);
+    once.observe(tensor.view());
+    EXPECT_EQ(before, all_counts(once));
+  }
+}
+
+TEST(FloatObserverTest, ValuesAreNotHeldTwice) {
+  const Tensor tensor = normal_tensor(DType::kFloat32, {300, 70}, 12);
+  Observer observer(Granularity::kPerTensor);
+  observer.observe(tensor.view());
+  const ValueCounts first = observer.value_counts(0);
+  EXPECT_EQ(first.values().data(), observer.value_counts(0).values().data());
+  const ValueCounts copy = first;  // NOLINT(performance-unnecessary-copy-initialization)
+  EXPECT_EQ(copy.values().data(), first.values().data());
 }
 
 TEST_P(ObserverTest, RangesAloneAreThoseOfTheValues) {

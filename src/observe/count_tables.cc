@@ -1,74 +1,98 @@
 #include "observe/count_tables.h"
 
+#include <algorithm>
 #include <mutex>
+#include <new>
 #include <utility>
+#include <vector>
 
 #include "kernels/collect.h"
 #include "kernels/count.h"
+#include "observe/elements.h"
 
 namespace amct {
-namespace {
 
 using kernels::kPageSize;
 using kernels::kPatterns;
 
-struct Pool {
+struct CountTablesPool {
   std::mutex mutex;
-  std::vector<std::vector<std::uint32_t>> tables;
+  std::vector<CountTables::Cells> cells;  // of two tables
+
+  static CountTablesPool& instance() {
+    // Never destroyed: threads may still give tables back while the program ends.
+    static CountTablesPool& pool = *new CountTablesPool;
+    return pool;
+  }
 };
 
-Pool& pool() {
-  // Never destroyed: threads may still give tables back while the program ends.
-  static Pool& instance = *new Pool;
-  return instance;
-}
-
-}  // namespace
-
-CountTables::CountTables() {
+CountTables::CountTables(DType dtype) : dtype_(dtype) {
+  CountTablesPool& pool = CountTablesPool::instance();
   {
-    const std::lock_guard lock(pool().mutex);
-    if (!pool().tables.empty()) {
-      cells_ = std::move(pool().tables.back());
-      pool().tables.pop_back();
+    const std::lock_guard lock(pool.mutex);
+    if (!pool.cells.empty()) {
+      cells_ = std::move(pool.cells.back());
+      pool.cells.pop_back();
       return;
     }
   }
-  cells_.resize(2 * kPatterns);
+  // Memory that comes as zeros is not taken up before it is written.
+  cells_.reset(static_cast<std::uint32_t*>(
+      std::calloc(2 * kPatterns, sizeof(std::uint32_t))));  // NOLINT(*-no-malloc)
+  if (cells_ == nullptr) throw std::bad_alloc();
 }
 
 CountTables::~CountTables() {
-  if (cells_.empty() || !clean_) return;
-  const std::lock_guard lock(pool().mutex);
+  if (cells_ == nullptr || !clean_) return;
+  CountTablesPool& pool = CountTablesPool::instance();
+  const std::lock_guard lock(pool.mutex);
   try {
-    pool().tables.push_back(std::move(cells_));
+    pool.cells.push_back(std::move(cells_));
   } catch (...) {  // NOLINT(bugprone-empty-catch): without memory for the list it is freed instead
   }
 }
 
-std::uint32_t* CountTables::second() { return cells_.data() + kPatterns; }
-const std::uint32_t* CountTables::second() const { return cells_.data() + kPatterns; }
+std::uint32_t* CountTables::second() const {
+  return dtype_ == DType::kBFloat16 ? first() + kPatterns : first();
+}
 
 void CountTables::count(const std::uint16_t* patterns, std::size_t count) {
   clean_ = false;
   kernels::count_patterns(patterns, count, first(), second());
 }
 
-std::uint64_t CountTables::non_finite(DType dtype) const {
+std::uint64_t CountTables::non_finite() const {
   std::uint64_t sum = 0;
-  for (const std::size_t sign : {std::size_t{0}, std::size_t{0x8000}}) {
-    for (std::size_t pattern = exponent_mask(dtype); pattern < 0x8000; ++pattern)
-      sum += std::uint64_t{first()[sign + pattern]} + second()[sign + pattern];
+  for (const std::uint32_t* table : {first(), second()}) {
+    for (const std::size_t sign : {std::size_t{0}, std::size_t{0x8000}}) {
+      for (std::size_t pattern = exponent_mask(dtype_); pattern < 0x8000; ++pattern)
+        sum += table[sign + pattern];
+    }
+    if (first() == second()) break;
   }
   return sum;
 }
 
-bool CountTables::any(std::size_t page) const {
-  const std::uint32_t* a = first() + page * kPageSize;
-  const std::uint32_t* b = second() + page * kPageSize;
-  std::uint32_t bits = 0;
-  for (std::size_t i = 0; i < kPageSize; ++i) bits |= a[i] | b[i];
-  return bits != 0;
+std::bitset<CountTables::kPages> CountTables::used() const {
+  std::bitset<kPages> result;
+  for (std::size_t page = 0; page < kPages; ++page) {
+    const std::uint32_t* a = first() + page * kPageSize;
+    const std::uint32_t* b = second() + page * kPageSize;
+    std::uint32_t bits = 0;
+    for (std::size_t i = 0; i < kPageSize; ++i) bits |= a[i] | b[i];
+    result[page] = bits != 0;
+  }
+  return result;
+}
+
+void CountTables::move_page(std::size_t page, std::uint64_t* counters) {
+  std::uint32_t* a = first() + page * kPageSize;
+  for (std::size_t i = 0; i < kPageSize; ++i) counters[i] += a[i];
+  std::fill_n(a, kPageSize, 0U);
+  std::uint32_t* b = second() + page * kPageSize;
+  if (a == b) return;
+  for (std::size_t i = 0; i < kPageSize; ++i) counters[i] += b[i];
+  std::fill_n(b, kPageSize, 0U);
 }
 
 }  // namespace amct

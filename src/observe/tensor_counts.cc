@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include <tbb/blocked_range.h>
 #include <tbb/info.h>
 #include <tbb/parallel_for.h>
 #include <tbb/task_arena.h>
@@ -16,11 +17,13 @@ namespace {
 
 using kernels::kPageSize;
 
-constexpr std::size_t kPages = 256;
+constexpr std::size_t kPages = CountTables::kPages;
 // Below this many elements clearing and adding whole tables costs more than it saves.
 constexpr std::int64_t kTableElements = std::int64_t{1} << 14;
 // Elements a thread must get to be worth a hand-over and tables of its own.
 constexpr std::int64_t kThreadElements = std::int64_t{1} << 17;
+// Pages that a thread adds at once.
+constexpr std::size_t kTaskPages = 32;
 // Most elements in one pair of tables, whose counters hold 2^32.
 constexpr std::int64_t kMaxElements = std::int64_t{1} << 31;
 
@@ -87,39 +90,46 @@ TensorCounts::Batch TensorCounts::count(const TensorView& view) {
   const std::vector<Block> blocks = blocks_of(view);
   const auto shares = shares_of(blocks, view.size());
   Batch batch;
-  batch.tables_.resize(shares.size());
-  std::vector<std::uint64_t> non_finite(shares.size());
+  batch.tables_.reserve(shares.size());
+  for (std::size_t i = 0; i < shares.size(); ++i) batch.tables_.emplace_back(view.dtype);
+  struct Found {
+    std::uint64_t non_finite = 0;
+    std::bitset<kPages> used;
+  };
+  std::vector<Found> found(shares.size());
   const auto count_share = [&](std::size_t i) {
     for (const Part& part : shares[i]) count_part(part, batch.tables_[i]);
-    non_finite[i] = batch.tables_[i].non_finite(view.dtype);
+    found[i] = {batch.tables_[i].non_finite(), batch.tables_[i].used()};
   };
   if (shares.size() == 1) {
     count_share(0);
   } else {
     tbb::parallel_for(std::size_t{0}, shares.size(), count_share, tbb::simple_partitioner());
   }
-  for (const std::uint64_t n : non_finite) batch.non_finite_ += n;
+  for (const Found& share : found) {
+    batch.non_finite_ += share.non_finite;
+    batch.used_ |= share.used;
+  }
   return batch;
 }
 
 void TensorCounts::add(Batch batch) {
   for (std::size_t index = 0; index < kPages; ++index) {
-    for (const CountTables& tables : batch.tables_) {
-      if (tables.any(index)) page(index);  // memory first, so that nothing is half added
-    }
+    if (batch.used_[index]) page(index);  // memory first, so that nothing is half added
   }
-  for (CountTables& tables : batch.tables_) {
-    for (std::size_t index = 0; index < kPages; ++index) {
-      if (pages_[index] == nullptr) continue;
-      std::uint64_t* counters = pages_[index]->data();
-      std::uint32_t* a = tables.first() + index * kPageSize;
-      std::uint32_t* b = tables.second() + index * kPageSize;
-      for (std::size_t i = 0; i < kPageSize; ++i) counters[i] += std::uint64_t{a[i]} + b[i];
-      std::fill_n(a, kPageSize, 0U);
-      std::fill_n(b, kPageSize, 0U);
+  const auto add_pages = [&](const tbb::blocked_range<std::size_t>& range) {
+    for (std::size_t index = range.begin(); index < range.end(); ++index) {
+      if (!batch.used_[index]) continue;
+      for (CountTables& tables : batch.tables_) tables.move_page(index, pages_[index]->data());
     }
-    tables.set_clean();
+  };
+  const tbb::blocked_range<std::size_t> all(0, kPages, kTaskPages);
+  if (batch.tables_.size() == 1) {
+    add_pages(all);
+  } else {
+    tbb::parallel_for(all, add_pages);
   }
+  for (CountTables& tables : batch.tables_) tables.set_clean();
 }
 
 void TensorCounts::add(const TensorView& view) {

@@ -6,6 +6,7 @@
 #include "amct/observe/value_counts.h"
 
 #include <array>
+#include <bitset>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -30,6 +31,7 @@ class TensorCounts {
    private:
     friend class TensorCounts;
     std::vector<CountTables> tables_;
+    std::bitset<CountTables::kPages> used_;
     std::uint64_t non_finite_ = 0;
   };
 
@@ -64,7 +66,7 @@ class TensorCounts {
   }
 
   DType dtype_;
-  std::array<std::unique_ptr<Page>, 256> pages_;  // by upper byte of the pattern
+  std::array<std::unique_ptr<Page>, CountTables::kPages> pages_;  // by upper byte of the pattern
 };
 
 }  // namespace amct

@@ -137,9 +137,10 @@ double sum_errors(const float* values, const T* weights, std::size_t count,
     if (whole > 0) add_vectors(values + begin, block_weights, whole, rounding, lanes.data());
     add_scalar(values + begin + whole, block_weights == nullptr ? nullptr : block_weights + whole,
                size - whole, rounding, lanes.data());
-    double block = 0;
-    for (const T lane : lanes) block += static_cast<double>(lane);
-    total += block;
+    std::array<double, 4> sums{};  // short chains of additions
+    for (std::size_t lane = 0; lane < lanes.size(); ++lane)
+      sums[lane % 4] += static_cast<double>(lanes[lane]);
+    total += (sums[0] + sums[1]) + (sums[2] + sums[3]);
   }
   return total;
 }

@@ -51,7 +51,8 @@ class ChannelCounts {
   void flush();
   void count_into_pages(std::size_t channel, std::span<const std::uint16_t> patterns, Table& table);
   /// The counts of some patterns and of the channel's pages.
-  ValueCounts value_counts(std::size_t channel, std::span<const std::uint16_t> patterns, Table& table) const;
+  ValueCounts value_counts(std::size_t channel, std::span<const std::uint16_t> patterns,
+                           Table& table) const;
   /// Staged float16 values of a channel as they came; `largest` is their largest magnitude.
   ValueCounts samples_of(std::span<const std::uint16_t> patterns, std::uint16_t largest) const;
   /// The counts of the table, which is emptied, and of the channel's pages.

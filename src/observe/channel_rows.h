@@ -77,17 +77,19 @@ class ChannelRows {
  private:
   // Rows whose strips lie together, each in one piece.
   static constexpr std::int64_t kChunkRows = 256;
+  // Pieces start one cache line apart in the cache's sets, which a power of two would not do.
+  static constexpr std::int64_t kPitch = kChunkRows + 1;
 
   void grow_to(std::int64_t rows);
   std::size_t elements_for(std::int64_t rows) const {
     const std::int64_t chunks = (rows + kChunkRows - 1) / kChunkRows;
-    return static_cast<std::size_t>(chunks * kChunkRows) * strips_ * kWidth;
+    return static_cast<std::size_t>(chunks * kPitch) * strips_ * kWidth;
   }
   /// Where the channels of a strip of a row are in bits_.
   std::size_t offset(std::int64_t row, std::size_t strip) const {
     const auto chunk = static_cast<std::size_t>(row / kChunkRows);
     const auto row_of_chunk = static_cast<std::size_t>(row % kChunkRows);
-    return ((chunk * strips_ + strip) * kChunkRows + row_of_chunk) * kWidth;
+    return ((chunk * strips_ + strip) * kPitch + row_of_chunk) * kWidth;
   }
   void copy_row(const std::byte* from, std::int64_t channel_stride, std::int64_t row);
 

@@ -11,9 +11,9 @@
 
 namespace amct {
 
-/// Counters of the 65,536 patterns of one 16-bit type, all zero when made. Memory is borrowed from a
-/// pool of the process, since making and clearing it takes longer than many a count; only what was
-/// given back clean is used again. What is never counted never takes up memory.
+/// Counters of the 65,536 patterns of one 16-bit type, all zero when made. Memory is borrowed from
+/// a pool of the process, since making and clearing it takes longer than many a count; only what
+/// was given back clean is used again. What is never counted never takes up memory.
 ///
 /// bfloat16 has two tables (see kernels::count_patterns), as neighbours are often equal in its few
 /// patterns. float16 has one: in two its many patterns would no longer stay in the cache.

@@ -143,8 +143,7 @@ FloatSamples::Samples FloatSamples::finite(std::span<const std::uint32_t> bits) 
   return samples;
 }
 
-void FloatSamples::visit(
-    const std::function<void(std::size_t, const ValueCounts&)>& visit) const {
+void FloatSamples::visit(const std::function<void(std::size_t, const ValueCounts&)>& visit) const {
   if (!rows_) {
     visit(0, value_counts(0));
     return;

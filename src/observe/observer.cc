@@ -345,12 +345,9 @@ ValueCounts Observer::value_counts(std::size_t group) const {
   state.check_group(group);
   ValueCounts result;
   if (state.float16) result = state.float16.value_counts(group);
-  if (state.bfloat16)
-    result = ValueCounts::merged(result, state.bfloat16.value_counts(group));
-  if (state.samples)
-    result = ValueCounts::merged(result, state.samples->value_counts(group));
-  if (state.sketch)
-    result = ValueCounts::merged(result, state.sketch->value_counts(group));
+  if (state.bfloat16) result = ValueCounts::merged(result, state.bfloat16.value_counts(group));
+  if (state.samples) result = ValueCounts::merged(result, state.samples->value_counts(group));
+  if (state.sketch) result = ValueCounts::merged(result, state.sketch->value_counts(group));
   return result;
 }
 

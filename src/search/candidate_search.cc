@@ -85,7 +85,7 @@ class CandidateSearch::Run {
 
   void narrow_quickly() {
     const std::vector<double> sums =
-        sums_of_chunks(search_.weights_, kernels::quick_rounding_error);
+        sums_of_chunks(weights_of<float>(values_.counts()), kernels::quick_rounding_error);
     for (std::size_t k = 0; k < left_.size(); ++k) {
       const std::size_t i = left_[k];
       if (!std::isfinite(sums[k])) {  // squares beyond float32: nothing learnt
@@ -177,8 +177,7 @@ class CandidateSearch::Run {
 CandidateSearch::CandidateSearch(const ValueCounts& values)
     : values_(values),
       noise_(std::pow(static_cast<double>(std::numeric_limits<float>::epsilon()) * values.max_abs(),
-                      2)),
-      weights_(weights_of<float>(values.counts())) {}
+                      2)) {}
 
 CandidateSearch::CandidateSearch(const ValueCounts& values, const Rounding& envelope,
                                  std::size_t candidates)

@@ -47,7 +47,6 @@ class CandidateSearch {
 
   const ValueCounts& values_;
   double noise_;  // losses up to this count as zero
-  std::vector<float> weights_;
   std::optional<CoarseLosses> coarse_;
 };
 

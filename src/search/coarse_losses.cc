@@ -25,6 +25,8 @@ constexpr int kPositionBits = 24;
 // could be run into.
 constexpr int kCountShift = 40;
 constexpr std::size_t kPackedSamples = std::size_t{1} << 20;
+// Values in the largest vector of a kernel.
+constexpr std::size_t kVector = 16;
 // Relative error of means, which are float32.
 constexpr double kMeanError = 0x1p-23;
 
@@ -166,7 +168,7 @@ CoarseLosses::CoarseLosses(const ValueCounts& values, const kernels::Rounding& e
   // Means are also rounded to float32.
   shift_ = largest * kMeanError + width_ * bins.place_error();
   excess_.resize(count + 2);
-  const std::size_t used = std::min(count, values.values().size()) + 2;
+  const std::size_t used = std::min(count, values.values().size()) + 2 + kVector;
   means_.reserve(used);
   weights_.reserve(used);
   if (values.counts().empty()) {
@@ -174,6 +176,7 @@ CoarseLosses::CoarseLosses(const ValueCounts& values, const kernels::Rounding& e
   } else {
     add_sorted(values, bins);
   }
+  fill_last_vector();
   for (std::size_t bin = 0; bin < excess_.size(); bin += kRun) {
     const auto run = std::span(excess_).subspan(bin, std::min(kRun, excess_.size() - bin));
     largest_of_runs_ += static_cast<double>(*std::ranges::max_element(run));
@@ -240,6 +243,14 @@ void CoarseLosses::add_sorted(const ValueCounts& values, const Bins& bins) {
       });
   close();
   for (const Sum& end : ends) add_end(end.count, end.sum);
+}
+
+void CoarseLosses::fill_last_vector() {
+  // Kernels take whole vectors at once and what is left over one by one; nothing is left over here.
+  while (!means_.empty() && means_.size() % kVector != 0) {
+    means_.push_back(means_.back());
+    weights_.push_back(0);
+  }
 }
 
 double CoarseLosses::error(const kernels::Rounding& candidate) const {

@@ -61,6 +61,7 @@ class CoarseLosses {
   void add_sorted(const ValueCounts& values, const Bins& bins);
   void add_bin(std::size_t bin, double count, double places, const Bins& bins);
   void add_end(double count, double sum);
+  void fill_last_vector();
   Bracket around(double error, double excess, const kernels::Rounding& candidate) const;
 
   bool valid_ = false;

@@ -69,11 +69,11 @@ class MseSearch {
   }
 
   /// A search whose bins suit ranges from kMargin times `window` down to 2^-kOctaves of it.
-  std::unique_ptr<CandidateSearch> search_in(ClipRange window) const {
+  std::shared_ptr<const CandidateSearch> search_in(ClipRange window) const {
     Rounding envelope = rounding_of(times(window, kMargin));
     const Rounding smallest = rounding_of(times(window, std::exp2(-kOctaves) / kMargin));
     envelope.scale = std::min(envelope.scale, smallest.scale);
-    return std::make_unique<CandidateSearch>(values_, envelope, kCandidates);
+    return std::make_shared<const CandidateSearch>(values_, envelope, kCandidates);
   }
 
   /// Ranges near that of the data: small data and data on a grid of its own have their best ranges
@@ -95,8 +95,9 @@ class MseSearch {
     ClipRange window = data_;
     std::vector<ClipRange> ranges;
     append_near_data(ranges);
+    std::shared_ptr<const CandidateSearch> search;
     do {
-      std::unique_ptr<CandidateSearch> search = search_in(window);
+      search = search_in(window);
       for (int i = 0; i <= kOctaves * kStepsAnOctave; ++i)
         ranges.push_back(times(window, std::exp2(-static_cast<double>(i) / kStepsAnOctave)));
       const BestCandidate found = search->quick_best(roundings_of(ranges));
@@ -104,11 +105,11 @@ class MseSearch {
         best_loss = found.loss;
         best_ = ranges[found.index];
         window_of_best_ = window;
-        search_of_best_ = std::move(search);
+        search_of_best_ = search;
       }
       window = ranges.back();
       ranges.clear();
-    } while (best_loss > 0 && can_shrink(window) && clipping(window) < best_loss);
+    } while (best_loss > 0 && can_shrink(window) && clipping(*search, window) < best_loss);
   }
 
   /// Whether a scale below that of `range` is still taken.
@@ -118,10 +119,9 @@ class MseSearch {
 
   /// About the mean squared error of clipping to `range` alone: rounding to steps that small is
   /// none.
-  double clipping(ClipRange range) const {
+  static double clipping(const CandidateSearch& search, ClipRange range) {
     const float step = (range.high - range.low) * 0x1p-18F;
     if (!(step > 0) || !std::isfinite(step)) return 0;
-    const CandidateSearch search(values_);
     return search.quick_best(std::vector{Rounding{step, range.low, range.high}}).loss;
   }
 
@@ -163,7 +163,7 @@ class MseSearch {
   ClipRange data_;
   ClipRange best_;
   ClipRange window_of_best_{};
-  std::unique_ptr<CandidateSearch> search_of_best_;  // whose bins suit that window
+  std::shared_ptr<const CandidateSearch> search_of_best_;  // whose bins suit that window
 };
 
 }  // namespace

@@ -98,7 +98,7 @@ bench: system ## run the C++ benchmarks; BENCH_ARGS=--benchmark_filter=calibrate
 # The peers want other versions than ours; one that cannot be installed is named as such in the table.
 PEERS_VENV ?= .venv-peers
 
-.PHONY: bench-peers bench-memory
+.PHONY: bench-peers bench-memory bench-device
 bench-peers: system ## time, memory and error beside other projects; BENCH_ARGS='--processes 5'
 	$(venv) build runtime
 	@$(MAKE) package
@@ -109,6 +109,11 @@ bench-memory: system ## peak memory by the number of batches; BENCH_ARGS='--dtyp
 	$(venv) build runtime
 	@$(MAKE) package
 	@"$(BIN)/python" bench/memory.py --json build/bench/memory.json $(BENCH_ARGS)
+
+bench-device: system ## what calibration costs on a GPU; says so where there is none
+	$(venv) build runtime
+	@$(MAKE) package
+	@"$(BIN)/python" bench/device.py --json build/bench/device.json $(BENCH_ARGS)
 
 format: system ## format the C++ and Python sources in place
 	$(venv) build runtime lint
@@ -121,8 +126,8 @@ format: system ## format the C++ and Python sources in place
 clean: ## remove what was built
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-distclean: clean ## remove the virtual environment, too
-	rm -rf "$(VENV)"
+distclean: clean ## remove the virtual environments, too
+	rm -rf "$(VENV)" "$(PEERS_VENV)"
 
 # The steps of the targets above.
 .PHONY: system cpp package lint-format lint-ruff lint-mypy lint-tidy tidy-files

@@ -120,10 +120,13 @@ def positive(text: str) -> int:
     return number
 
 
-def add_common_options(parser: argparse.ArgumentParser, rows: int, dtypes: Sequence[str]) -> None:
-    """The options that all scripts have that measure, with these defaults."""
-    parser.add_argument("--rows", type=positive, default=rows, help="tokens a batch (default: %(default)s)")
-    parser.add_argument("--channels", type=positive, default=1024, help="channels (default: %(default)s)")
+def add_common_options(parser: argparse.ArgumentParser, rows: int | None, dtypes: Sequence[str]) -> None:
+    """The options that all scripts have that measure, with these defaults; without rows, none of a shape."""
+    if rows is not None:
+        parser.add_argument(
+            "--rows", type=positive, default=rows, help="tokens a batch (default: %(default)s)"
+        )
+        parser.add_argument("--channels", type=positive, default=1024, help="channels (default: %(default)s)")
     parser.add_argument(
         "--dtypes", nargs="+", choices=DTYPES, default=dtypes, help=f"default: {' '.join(dtypes)}"
     )

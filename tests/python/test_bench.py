@@ -12,6 +12,7 @@ from typing import Any
 
 import compare
 import contenders
+import device
 import layout
 import measure
 import memory
@@ -417,3 +418,18 @@ class TestPlot:
     def test_no_result(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert plot.main([str(tmp_path / "none.json")]) == 2
         assert "error: cannot read" in capsys.readouterr().err
+
+
+class TestDevice:
+    def test_a_small_run(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        file = tmp_path / "device.json"
+        shape = ["--batches", "3", "--rows", "64", "--channels", "32", "--dtypes", "bfloat16", "float32"]
+        assert device.main([*shape, "--device", "cpu", "--json", str(file)]) == 0
+        rows = json.loads(file.read_text())["figures"]
+        assert len(rows) == 2 * 2 * 2
+        assert all(0 < row["forward"] < row["total"] for row in rows)
+        assert "per_channel  bfloat16  ifmr" in capsys.readouterr().out
+
+    def test_without_the_device(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert device.main(["--device", "cuda:99"]) == 0
+        assert capsys.readouterr().out.startswith("skipped: there is no device 'cuda:99' here (")

@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,17 +90,19 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
     )
 
     inside = 0.0
-    observe = _tap.observe
 
-    def timed(*arguments: Any) -> bool:
-        nonlocal inside
-        start = time.perf_counter()
-        try:
-            return observe(*arguments)
-        finally:
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            nonlocal inside
+            start = time.perf_counter()
+            result = function(*arguments)
             inside += time.perf_counter() - start
+            return result
 
-    _tap.observe = timed
+        return call
+
+    _tap.observe = timed(_tap.observe)
+    amct.CalibrationRun.write_record = timed(amct.CalibrationRun.write_record)
     runs = []
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         config, record = str(Path(folder) / "config.json"), str(Path(folder) / "record.txt")

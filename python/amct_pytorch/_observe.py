@@ -59,10 +59,15 @@ def observe(layers: DeviceLayers, name: str, x: Any) -> bool:
             # A tensor's own __dlpack__ is Python code, which takes as long as all the rest of a small call.
             finished, overwritten = layers.observe(name, to_dlpack(x))
     except OSError as error:
-        text = f"{error.strerror} (layer '{name}': its factors are kept; mend this, then call write_record())"
-        raise OSError(error.errno, text, error.filename) from error
+        raise kept_back(error, f"layer '{name}': its factors are") from error
     _warn_overwritten(layers.session, overwritten)
     return finished
+
+
+def kept_back(error: OSError, what: str) -> OSError:
+    """An error of the record file, with what to do about the factors."""
+    text = f"{error.strerror} ({what} kept; mend this, then call write_record())"
+    return OSError(error.errno, text, error.filename)
 
 
 class Recorder:
@@ -95,7 +100,10 @@ class Recorder:
         return {name: (seen, needed) for name, seen, needed in self._layers.unfinished()}
 
     def write_record(self) -> None:
-        """Write factors that an error, a full disk for instance, kept from the record file.
+        """Write factors that are not in the record file yet.
+
+        They are kept from it by an error, a full disk for instance; or, until the model's forward returns,
+        because writing so soon again would take too much of the time.
 
         Raises
         ------
@@ -106,7 +114,11 @@ class Recorder:
 
 
 def _report_lost(layers: DeviceLayers) -> None:
-    """Name the layers that have no factors in the record file, in a warning."""
+    """Write what there is, and name the layers that have no factors in the record file, in a warning."""
+    try:
+        layers.session.write_record()
+    except (OSError, ValueError) as error:
+        logger.warning("'%s' could not be written: %s", layers.session.record_file, error)
     unfinished = layers.unfinished()
     if unfinished:
         lines = ", ".join(f"{name} ({seen} of {needed} batches)" for name, seen, needed in unfinished)

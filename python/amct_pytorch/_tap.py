@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -15,6 +15,16 @@ from amct_pytorch._observe import observe
 _TAP = "_amct_calibration_tap"
 
 
+class Owner(Protocol):
+    """The run that a tap belongs to."""
+
+    def layer_finished(self) -> None:
+        """Told when the tap's layer has its factors."""
+
+    def release(self) -> None:
+        """Told when the tap is taken off before that."""
+
+
 class LinearTap:
     """Observes the output of one module until its layer is finished, then takes its hook off.
 
@@ -22,7 +32,7 @@ class LinearTap:
     keys and other hooks, and the output is the very tensor the module returned.
     """
 
-    def __init__(self, module: torch.nn.Module, name: str, layers: DeviceLayers, owner: object) -> None:
+    def __init__(self, module: torch.nn.Module, name: str, layers: DeviceLayers, owner: Owner) -> None:
         self.name = name
         self._layers = layers
         self._observe = outside_graphs(observe)
@@ -40,9 +50,10 @@ class LinearTap:
         finally:
             if finished:
                 self._hook.remove()
+                self._owner.layer_finished()
 
     @property
-    def owner(self) -> Any:
+    def owner(self) -> Owner:
         """The CalibrationRun this tap belongs to."""
         return self._owner
 

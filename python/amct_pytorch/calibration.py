@@ -12,12 +12,15 @@ import torch
 
 from amct_pytorch import _core
 from amct_pytorch._checks import DEFAULT_MEMORY_BUDGET, require_memory_budget, require_path, require_type
+from amct_pytorch._graphs import outside_graphs
 from amct_pytorch._log import logger
-from amct_pytorch._observe import Recorder
+from amct_pytorch._observe import Recorder, kept_back
 from amct_pytorch._tap import LinearTap, tap_of
 from amct_pytorch.discovery import find_kv_layers, is_supported
 from amct_pytorch.nn.module.quantization.quant_calibration_op import QuantCalibrationOp
 
+# Writing the record takes no more of the time than this, beside the first and the last write of a forward.
+_WRITING_SHARE = 1 / 1000
 _LAYERS_KEY = "kv_cache_quant_layers"
 
 
@@ -154,7 +157,7 @@ def create_quant_cali_model(
     if Path(record_path).exists():
         logger.warning("record_file '%s' exists and will be overwritten", record_path)
     _core.write_empty_record(record_path)
-    CalibrationRun(config, record_path, modules, budget)
+    CalibrationRun(config, record_path, model, modules, budget)
     _retrace_compiled_models()
     return model
 
@@ -172,6 +175,7 @@ def remove_quant_cali(model: torch.nn.Module) -> None:
         tap = tap_of(module)
         if tap is not None:
             tap.remove(module)
+            tap.owner.release()
     _retrace_compiled_models()
 
 
@@ -203,19 +207,43 @@ class CalibrationRun(Recorder):
         self,
         config: _core.CalibrationConfig,
         record_file: str,
+        model: torch.nn.Module,
         modules: dict[str, torch.nn.Module],
         memory_budget: int,
     ) -> None:
-        self._attach(_core.Session(config, record_file, memory_budget))
+        self._attach(_core.Session(config, record_file, memory_budget, _WRITING_SHARE))
         # Taps hold the run, so it is released, and reports, when the last of them goes.
         for name, module in modules.items():
             LinearTap(module, name, self._layers, owner=self)
+        self._end_of_forward = model.register_forward_hook(_EndOfForward(self))
+
+    def layer_finished(self) -> None:
+        """Told by a tap whose layer is finished."""
+        if not self._session.unfinished():
+            self.release()
+
+    def release(self) -> None:
+        """Leave the model alone from now on; taps are taken off one by one."""
+        self._end_of_forward.remove()
 
     def __repr__(self) -> str:
         return (
             f"<CalibrationRun record_file={self.record_file!r} finished={len(self.results())} "
             f"unfinished={len(self.unfinished())}>"
         )
+
+
+class _EndOfForward:
+    """A hook of the whole model: what its forward finished is in the record when it returns."""
+
+    def __init__(self, run: CalibrationRun) -> None:
+        self._write = outside_graphs(run.write_record)
+
+    def __call__(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+        try:
+            self._write()
+        except OSError as error:
+            raise kept_back(error, "the factors of this forward are") from error
 
 
 def _layers_in(quant_layers: Any) -> list[str] | None:

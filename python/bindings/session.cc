@@ -168,11 +168,12 @@ void bind_session(nb::module_& module) {
       .def(
           "__init__",
           [](amct::Session* self, amct::CalibrationConfig config, std::string record_file,
-             std::size_t memory_budget) {
-            new (self) amct::Session(std::move(config), std::move(record_file),
-                                     {.memory_budget = memory_budget});
+             std::size_t memory_budget, double writing_share) {
+            new (self)
+                amct::Session(std::move(config), std::move(record_file),
+                              {.memory_budget = memory_budget, .writing_share = writing_share});
           },
-          "config"_a, "record_file"_a, "memory_budget"_a)
+          "config"_a, "record_file"_a, "memory_budget"_a, "writing_share"_a)
       .def_static(
           "for_operator", &operator_session, "params"_a, "record_file"_a, "memory_budget"_a,
           nb::sig(
@@ -205,7 +206,7 @@ void bind_session(nb::module_& module) {
            "the layer has seen here, or None where it is finished.")
       .def("finished", &amct::Session::finished, "name"_a, "Whether the layer has its factors.")
       .def("write_record", &amct::Session::write_record, nb::call_guard<nb::gil_scoped_release>(),
-           "Write factors that an error kept from the record; returns the names overwritten.")
+           "Write factors that are not in the record yet; returns the names overwritten.")
       .def("results", &amct::Session::results, "The finished layers.")
       .def(
           "unfinished",

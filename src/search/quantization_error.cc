@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <span>
 #include <vector>
@@ -48,6 +49,19 @@ float edge(const Grid& grid, QuantParams params, bool below) {
   return x;
 }
 
+/// How many values lie outside of [low, high].
+double clipped_of(std::span<const float> values, const double* weights, float low, float high) {
+  if (weights == nullptr) {  // no branch in the loop: vector instructions
+    std::uint32_t count = 0;
+    for (const float x : values) count += static_cast<std::uint32_t>((x < low) | (x > high));
+    return count;
+  }
+  double count = 0;
+  for (std::size_t i = 0; i < values.size(); ++i)
+    count += values[i] < low || values[i] > high ? weights[i] : 0;
+  return count;
+}
+
 }  // namespace
 
 QuantizationError quantization_error(const ValueCounts& values, const Grid& grid,
@@ -64,10 +78,7 @@ QuantizationError quantization_error(const ValueCounts& values, const Grid& grid
     QuantizationError& part = parts[chunk];
     part.squared_error = kernels::rounding_error(all.data() + begin, chunk_weights, size, stored);
     part.squared_signal = kernels::rounding_error(all.data() + begin, chunk_weights, size, nothing);
-    for (std::size_t i = 0; i < size; ++i) {
-      const bool clipped = all[begin + i] < low || all[begin + i] > high;
-      part.clipped += clipped ? static_cast<double>(values.count(begin + i)) : 0;
-    }
+    part.clipped = clipped_of(all.subspan(begin, size), chunk_weights, low, high);
   });
   QuantizationError sum;
   for (const QuantizationError& part : parts) sum += part;

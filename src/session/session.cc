@@ -28,6 +28,35 @@ class Stopwatch {
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
+/// Keeps the time for writing the record below its share.
+class RecordPace {
+ public:
+  explicit RecordPace(double share = 1) : share_(share) {}
+
+  /// Whether another write is allowed by now; the first one is.
+  bool allows_writing() const { return share_ >= 1 || writing_ <= share_ * since_first_.seconds(); }
+
+  /// Times a write, from its construction to its end.
+  class Write {
+   public:
+    explicit Write(RecordPace& pace) : pace_(pace) {
+      if (pace.writing_ == 0) pace.since_first_ = watch_;
+    }
+    Write(const Write&) = delete;
+    Write& operator=(const Write&) = delete;
+    ~Write() { pace_.writing_ += watch_.seconds(); }
+
+   private:
+    RecordPace& pace_;
+    Stopwatch watch_;
+  };
+
+ private:
+  double share_;
+  Stopwatch since_first_;  // since the first write began
+  double writing_ = 0;     // seconds of all writes
+};
+
 struct Layer {
   Layer(LayerConfig layer_config, bool offset, std::int64_t batch_num, std::size_t sample_bytes)
       : config(std::move(layer_config)),
@@ -152,6 +181,7 @@ struct Session::Impl {
   mutable std::mutex results_mutex;    // guards what follows
   std::vector<LayerResult> results;    // in the order they finished
   std::vector<LayerRecord> unwritten;  // factors that are not in the file yet
+  RecordPace pace;
 
   Layer& layer(const std::string& name) {
     {
@@ -195,12 +225,15 @@ struct Session::Impl {
     const std::lock_guard results_lock(results_mutex);
     unwritten.push_back({name, result.params});
     results.push_back(std::move(result));
-    return {.kind = Observation::Kind::kFinished, .overwritten = write_locked()};
+    const bool due = order.empty() || results.size() == order.size() || pace.allows_writing();
+    return {.kind = Observation::Kind::kFinished,
+            .overwritten = due ? write_locked() : std::vector<std::string>()};
   }
 
   /// Writes what is unwritten; it stays so where that fails. The caller holds results_mutex.
   std::vector<std::string> write_locked() {
     if (unwritten.empty()) return {};
+    const RecordPace::Write write(pace);
     std::vector<std::string> replaced = merge_into_record(record_file, unwritten, order);
     unwritten.clear();
     return replaced;
@@ -214,6 +247,7 @@ Session::Session(CalibrationConfig config, std::string record_file, const Sessio
     throw ValueError("batch_num must be > 0, not " + std::to_string(config.batch_num));
   }
   impl_->batch_num = config.batch_num;
+  impl_->pace = RecordPace(options.writing_share);
   impl_->sample_bytes = share_of(options, config.batch_num, config.layers.size());
   impl_->record_file = std::move(record_file);
   for (LayerConfig& layer : config.layers) {

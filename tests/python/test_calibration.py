@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import json
 import logging
@@ -13,6 +14,7 @@ import amct_pytorch
 import amct_pytorch as amct
 import pytest
 import torch
+from amct_pytorch import calibration
 from helpers import (
     DECODER_LAYERS,
     Decoder,
@@ -329,7 +331,43 @@ class TestRun:
         assert [(result.batches, result.tokens) for result in run.results()] == [(3, 48)] * 4
         assert "finished=4" in repr(run)
 
-    def test_each_layer_is_written_as_it_finishes(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("forward", [False, True])
+    def test_what_is_finished_is_written_by_the_end(self, forward: bool, tmp_path: Path) -> None:
+        """When the model's forward returns, or where only parts of it are called, when it is released."""
+        model = calibrated(tmp_path, Decoder(blocks=30))
+        first = list(model.layers[:20])
+        model.forward = torch.nn.Sequential(*first).forward
+        model(tokens()) if forward else model.forward(tokens())
+        if not forward:
+            del model, first
+            gc.collect()
+        assert len(amct.read_record(tmp_path / "record.txt")) == 40
+
+    def test_the_model_keeps_no_hook(self, tmp_path: Path) -> None:
+        model = calibrated(tmp_path, Decoder())
+        assert len(model._forward_hooks) == 1
+        model(tokens())
+        assert len(model._forward_hooks) == 0
+        amct.remove_quant_cali(model)
+        calibrated(tmp_path, model)
+        amct.remove_quant_cali(model)
+        assert len(model._forward_hooks) == 0
+
+    def test_a_record_that_cannot_be_written_at_the_end_of_a_forward(self, tmp_path: Path) -> None:
+        model = calibrated(tmp_path, Decoder())
+        model.forward = lambda x: model.layers[0](x)
+        record = tmp_path / "record.txt"
+        model.layers[0].register_forward_hook(lambda *_: (record.unlink(), record.mkdir()))
+        with pytest.raises(OSError, match=r"kept; mend this, then call write_record\(\)"):
+            model(tokens())
+        record.rmdir()
+        amct.calibration_run(model).write_record()
+        assert list(amct.read_record(record)) == DECODER_LAYERS[:2]
+
+    def test_each_layer_is_written_as_it_finishes_where_there_is_time(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(calibration, "_WRITING_SHARE", 1)
         model = calibrated(tmp_path, Decoder())
         written: list[list[str]] = []
         for block in model.layers:

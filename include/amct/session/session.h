@@ -61,7 +61,7 @@ struct LayerPlan {
 struct Observation {
   enum class Kind : std::uint8_t {
     kAdded,     ///< counted; the layer needs more
-    kFinished,  ///< it was the last one: the layer's factors are in the record
+    kFinished,  ///< it was the last one: the layer has its factors
     kIgnored,   ///< the layer was finished before
   };
   Kind kind = Kind::kIgnored;
@@ -75,9 +75,14 @@ struct SessionOptions {
   /// layer is done after one batch, else an equal part for each layer of the configuration, or the
   /// 64th part for each layer of an operator, which does not know how many will come.
   std::size_t memory_budget = std::size_t{1} << 30;
+  /// Most of the time since the first layer finished that writing the record may take, 0 to 1. A
+  /// layer that finishes too early for that waits: for the next layer that does not, for the last
+  /// layer of the configuration, or for write_record(). 1: each layer goes into the record at once,
+  /// as those of an operator always do, since nobody knows which is its last.
+  double writing_share = 1;
 };
 
-/// Calibrates layers and merges each into the record file as it finishes. Thread-safe: layers are
+/// Calibrates layers and merges them into the record file as they finish. Thread-safe: layers are
 /// observed independently, calls for one layer wait for each other. The record holds the same bits
 /// whatever the number of threads and the order of the batches.
 class Session {
@@ -98,7 +103,7 @@ class Session {
   /// batch is added or, when an error of it is thrown, nothing. Throws, with layer and batch named:
   /// ValueError for a layer the configuration does not name; NonFiniteError, StateError and
   /// ValueError as Observer::observe; IoError or ValueError where the record cannot be written: the
-  /// factors are then kept, and go into the record with the next layer or with write_record().
+  /// factors are then kept, and go into the record with a later layer or with write_record().
   Observation observe(const std::string& name, const TensorView& batch);
 
   /// Adds batches that were counted elsewhere, in the same way. Throws as observe() does, with the
@@ -117,7 +122,8 @@ class Session {
   /// Whether layer `name` has its factors.
   bool finished(const std::string& name) const;
 
-  /// Writes factors that an error kept from the record. Does nothing where there are none.
+  /// Writes factors that are not in the record yet: they wait for their turn, or an error kept
+  /// them. Returns the layers whose factors it replaced. Does nothing where there are none.
   std::vector<std::string> write_record();
 
   /// The finished layers, in configuration order (else in the order they finished).

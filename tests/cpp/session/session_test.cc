@@ -319,6 +319,25 @@ TEST_F(SessionTest, AFailedWriteKeepsTheFactorsForLater) {
   EXPECT_EQ(read_record(below).at(1).name, "b");
 }
 
+TEST_F(SessionTest, LayersWaitWhereWritingWouldTakeTooMuchTime) {
+  const auto written = [&] {
+    Names names;
+    for (const LayerRecord& layer : read_record(path)) names.push_back(layer.name);
+    return names;
+  };
+  Session session(config_of({"a", "b", "c", "d"}, 1), path, {.writing_share = 1e-9});
+  session.observe("a", batch(1).view());
+  EXPECT_EQ(written(), Names{"a"});  // the first one is free
+  session.observe("c", batch(3).view());
+  EXPECT_EQ(written(), Names{"a"});
+  session.write_record();
+  EXPECT_EQ(written(), (Names{"a", "c"}));
+  session.observe("b", batch(2).view());
+  EXPECT_EQ(written(), (Names{"a", "c"}));
+  session.observe("d", batch(4).view());  // the last one
+  EXPECT_EQ(written(), (Names{"a", "b", "c", "d"}));
+}
+
 TEST_F(SessionTest, UnwrittenFactorsGoInWithTheNextLayer) {
   support::write_file(path, "garbage");
   Session session(config_of({"a", "b"}, 1), path);

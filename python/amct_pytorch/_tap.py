@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any, Protocol
 
 import torch
 
 from amct_pytorch._device import DeviceLayers
 from amct_pytorch._graphs import outside_graphs
-from amct_pytorch._observe import observe
+from amct_pytorch._observe import Recorder, kept_back, observe
 
 # Where a module keeps its tap. It lives in __dict__ beside the hook, so that neither the module's
 # class nor its parameters, children or state_dict change.
@@ -72,11 +73,49 @@ class LinearTap:
 
     def _refuse_unless_finished(self, action: str) -> None:
         if not self._layers.session.finished(self.name):
-            raise RuntimeError(
-                f"layer '{self.name}' is being calibrated, so its model cannot be {action}: both would "
-                "write one record. Take calibration off first: amct_pytorch.remove_quant_cali(model); "
-                "or save model.state_dict() instead"
-            )
+            raise _refusal(self.name, action)
+
+
+class EndOfForward:
+    """A hook of the whole model: what its forward finished is in the record when it returns.
+
+    It is there while a layer is not finished.
+    """
+
+    def __init__(self, model: torch.nn.Module, run: Recorder) -> None:
+        # The run is held by its taps alone; where they all go, there is nothing left to do here.
+        self._run = weakref.ref(run, lambda _: self.remove())
+        self._write = outside_graphs(Recorder.write_record)
+        self._hook = model.register_forward_hook(self)
+
+    def __call__(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+        try:
+            if run := self._run():
+                self._write(run)
+        except OSError as error:
+            raise kept_back(error, "the factors of this forward are") from error
+
+    def remove(self) -> None:
+        """Take the hook off the model."""
+        self._hook.remove()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        raise _refusal(self._unfinished_layer(), "copied")
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        raise _refusal(self._unfinished_layer(), "pickled")
+
+    def _unfinished_layer(self) -> str:
+        run = self._run()
+        return "" if run is None else next(iter(run.unfinished()))
+
+
+def _refusal(layer: str, action: str) -> RuntimeError:
+    return RuntimeError(
+        f"layer '{layer}' is being calibrated, so its model cannot be {action}: both would "
+        "write one record. Take calibration off first: amct_pytorch.remove_quant_cali(model); "
+        "or save model.state_dict() instead"
+    )
 
 
 def tap_of(module: torch.nn.Module) -> LinearTap | None:

@@ -12,10 +12,9 @@ import torch
 
 from amct_pytorch import _core
 from amct_pytorch._checks import DEFAULT_MEMORY_BUDGET, require_memory_budget, require_path, require_type
-from amct_pytorch._graphs import outside_graphs
 from amct_pytorch._log import logger
-from amct_pytorch._observe import Recorder, kept_back
-from amct_pytorch._tap import LinearTap, tap_of
+from amct_pytorch._observe import Recorder
+from amct_pytorch._tap import EndOfForward, LinearTap, tap_of
 from amct_pytorch.discovery import find_kv_layers, is_supported
 from amct_pytorch.nn.module.quantization.quant_calibration_op import QuantCalibrationOp
 
@@ -215,7 +214,7 @@ class CalibrationRun(Recorder):
         # Taps hold the run, so it is released, and reports, when the last of them goes.
         for name, module in modules.items():
             LinearTap(module, name, self._layers, owner=self)
-        self._end_of_forward = model.register_forward_hook(_EndOfForward(self))
+        self._end_of_forward = EndOfForward(model, self)
 
     def layer_finished(self) -> None:
         """Told by a tap whose layer is finished."""
@@ -231,19 +230,6 @@ class CalibrationRun(Recorder):
             f"<CalibrationRun record_file={self.record_file!r} finished={len(self.results())} "
             f"unfinished={len(self.unfinished())}>"
         )
-
-
-class _EndOfForward:
-    """A hook of the whole model: what its forward finished is in the record when it returns."""
-
-    def __init__(self, run: CalibrationRun) -> None:
-        self._write = outside_graphs(run.write_record)
-
-    def __call__(self, module: torch.nn.Module, args: Any, output: Any) -> None:
-        try:
-            self._write()
-        except OSError as error:
-            raise kept_back(error, "the factors of this forward are") from error
 
 
 def _layers_in(quant_layers: Any) -> list[str] | None:

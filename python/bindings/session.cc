@@ -173,7 +173,7 @@ void bind_session(nb::module_& module) {
                 amct::Session(std::move(config), std::move(record_file),
                               {.memory_budget = memory_budget, .writing_share = writing_share});
           },
-          "config"_a, "record_file"_a, "memory_budget"_a, "writing_share"_a)
+          "config"_a, "record_file"_a, "memory_budget"_a, "writing_share"_a = 1.0)
       .def_static(
           "for_operator", &operator_session, "params"_a, "record_file"_a, "memory_budget"_a,
           nb::sig(

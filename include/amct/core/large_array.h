@@ -11,8 +11,9 @@
 namespace amct {
 
 /// Memory for large arrays, in huge pages where the system gives them: the first touch of a page
-/// costs a fault, which at 4 KiB takes several times longer than filling the page does. Throws
-/// std::bad_alloc.
+/// costs a fault, which at 4 KiB takes several times longer than filling the page does. Up to 64
+/// MiB that were given back are kept for the next array of the same size, as even a fault of a huge
+/// page costs more than filling it. Throws std::bad_alloc.
 void* allocate_large(std::size_t bytes);
 void deallocate_large(void* memory, std::size_t bytes) noexcept;
 

@@ -39,5 +39,26 @@ TEST(LargeArrayTest, WhereTheLimitIsNotToBeHadGrowsAllTheSame) {
   EXPECT_LE(array.capacity(), kMany);
 }
 
+TEST(LargeArrayTest, MemoryIsUsedAgainByArraysOfTheSameSize) {
+  constexpr std::size_t kSize = std::size_t{3} << 20;  // elements: 12 MiB
+  LargeArray<float> first(kSize);
+  const float* where = first.data();
+  first = LargeArray<float>();
+  const LargeArray<double> other(kSize);
+  EXPECT_NE(static_cast<const void*>(other.data()), static_cast<const void*>(where));
+  const LargeArray<float> second(kSize);
+  EXPECT_EQ(second.data(), where);
+}
+
+TEST(LargeArrayTest, WhatIsKeptIsBounded) {
+  constexpr std::size_t kSize = std::size_t{3} << 20;  // elements, and some more each time
+  for (std::size_t i = 0; i < 40; ++i) {
+    const LargeArray<float> array(kSize + (i << 19), 1.0F);
+    EXPECT_EQ(array.back(), 1.0F);
+  }
+  const LargeArray<float> larger(kMany, 2.0F);  // than all that is kept
+  EXPECT_EQ(larger.back(), 2.0F);
+}
+
 }  // namespace
 }  // namespace amct

@@ -10,6 +10,7 @@ import torch
 from amct_pytorch._device import DeviceLayers
 from amct_pytorch._graphs import outside_graphs
 from amct_pytorch._observe import Recorder, kept_back, observe
+from amct_pytorch._projection import channels_last
 
 # Where a module keeps its tap. It lives in __dict__ beside the hook, so that neither the module's
 # class nor its parameters, children or state_dict change.
@@ -44,6 +45,8 @@ class LinearTap:
     def __call__(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         finished = False
         try:
+            if isinstance(output, torch.Tensor):
+                output = channels_last(module, output)
             finished = self._observe(self._layers, self.name, output)
         except Exception:
             finished = self._layers.session.finished(self.name)  # then only its record could not be written

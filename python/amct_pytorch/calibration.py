@@ -15,7 +15,7 @@ from amct_pytorch._checks import DEFAULT_MEMORY_BUDGET, require_memory_budget, r
 from amct_pytorch._log import logger
 from amct_pytorch._observe import Recorder
 from amct_pytorch._tap import EndOfForward, LinearTap, tap_of
-from amct_pytorch.discovery import find_kv_layers, is_supported
+from amct_pytorch.discovery import find_kv_layers, find_state_layers, is_supported
 from amct_pytorch.nn.module.quantization.quant_calibration_op import QuantCalibrationOp
 
 # Writing the record takes no more of the time than this, beside the first and the last write of a forward.
@@ -38,7 +38,8 @@ def create_quant_cali_config(
     model : torch.nn.Module
         The model to calibrate; not changed.
     quant_layers : dict, optional
-        ``{'kv_cache_quant_layers': [names]}``. Without it, and where the definition names no layers
+        ``{'kv_cache_quant_layers': [names]}``; a name may be a glob pattern for several layers:
+        ``"model.layers.*.self_attn.[kv]_proj"``. Without it, and where the definition names no layers
         either, the key and value projections are found in the model (see `find_kv_layers`).
     config_defination : str, optional
         File with the simplified definition (protobuf text of ``AMCTQuantCaliConfig``). Where it names
@@ -50,7 +51,7 @@ def create_quant_cali_config(
         An argument has a wrong type.
     ValueError
         A bad file name; a wrong key in `quant_layers`; a layer that is not in the model, cannot be
-        calibrated or is named twice; an error in the definition.
+        calibrated or is named twice; a pattern that matches no layer; an error in the definition.
     RuntimeError
         There is no layer to calibrate.
     OSError
@@ -81,7 +82,9 @@ def create_quant_cali_config(
         names = _discover(model)
     if not names:
         raise RuntimeError(f"{source}: no layer is named, so there is nothing to quantize")
-    _core.check_layers(names, _layers_of(model), source)
+    layers = _layers_of(model)
+    names = _core.expand_layers(names, layers, source)
+    _core.check_layers(names, layers, source)
     config = _core.default_config(names) if definition is None else definition.configure(names)
     config.write(config_path)
 
@@ -258,6 +261,12 @@ def _discover(model: torch.nn.Module) -> list[str]:
         len(layers),
         ", ".join(f"{layer.name} ({layer.role})" for layer in layers),
     )
+    if state_layers := find_state_layers(model):
+        logger.info(
+            "%d layers keep a state instead of keys and values and are left alone: %s",
+            len(state_layers),
+            ", ".join(state_layers),
+        )
     return [layer.name for layer in layers]
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+
+from amct_pytorch._projection import is_projection, out_features
 
 Role = Literal["key", "value"]
 
@@ -21,35 +23,58 @@ class KVLayer:
         Path of the module in the model: ``"model.layers.0.self_attn.k_proj"``.
     role : {'key', 'value'}
         What its output is.
+    heads : int or None
+        Heads it has, where the model says how wide one is.
+    head_dim : int or None
+        Channels of a head.
+    source : str
+        What it was found from: the class of the attention module and the names of both projections in it.
     """
 
     name: str
     role: Role
+    heads: int | None = None
+    head_dim: int | None = None
+    source: str = ""
 
 
 @dataclass(frozen=True)
 class ProjectionPair:
-    """How one group of model families names the two projections inside its attention module."""
+    """How one group of model families names the two projections inside its attention module.
+
+    A pair counts only where the module also has all of `beside`, for names that others use, too.
+    """
 
     key: str
     value: str
     families: str
+    beside: tuple[str, ...] = ()
 
 
 # To support another family whose attention has two separate projections, add a line.
 PROJECTION_PAIRS = (
     ProjectionPair("k_proj", "v_proj", "Llama, Qwen, Mistral, Mixtral, Gemma, OPT, BART and relatives"),
     ProjectionPair("key", "value", "BERT, RoBERTa, ViT and other encoders"),
+    ProjectionPair("k", "v", "T5 and relatives", beside=("q", "o")),
+    ProjectionPair("k_lin", "v_lin", "DistilBERT"),
+    ProjectionPair("key_proj", "value_proj", "DeBERTa"),
 )
+
+# Where attention modules and configurations of transformers keep the channels of a head.
+_HEAD_DIM_OF_MODULE = ("head_dim", "attention_head_size", "key_value_proj_dim")
+_HEAD_DIM_OF_CONFIG = ("head_dim", "d_kv")
 
 
 def is_supported(module: torch.nn.Module) -> bool:
-    """Whether a module can be calibrated: it is an ``nn.Linear`` or a subclass."""
-    return isinstance(module, torch.nn.Linear)
+    """Whether a module can be calibrated: it is a projection (see `is_projection`)."""
+    return is_projection(module)
 
 
 def find_kv_layers(model: torch.nn.Module) -> list[KVLayer]:
     """Find the key and value projections of a model by the names its attention modules give them.
+
+    The encoder of an encoder-decoder model is left out, as is the part of a multimodal model that reads
+    images or sound: what they compute is not cached token by token.
 
     Parameters
     ----------
@@ -62,7 +87,25 @@ def find_kv_layers(model: torch.nn.Module) -> list[KVLayer]:
         In the order of the model's modules, the key before the value of each attention module. Empty
         where nothing is found.
     """
-    return [layer for name, module in model.named_modules() for layer in _layers_of(name, module)]
+    uncached = _uncached_parts(model)
+    return [
+        layer
+        for name, module in model.named_modules()
+        if not any(name == part or name.startswith(f"{part}.") for part in uncached)
+        for layer in _layers_of(name, module)
+    ]
+
+
+def find_state_layers(model: torch.nn.Module) -> list[str]:
+    """The names of modules that keep a recurrent state in place of keys and values: Mamba and its relatives.
+
+    They are not calibrated; hybrid models (Jamba, Falcon-H1) have them beside attention.
+    """
+    return [
+        name
+        for name, module in model.named_modules()
+        if "A_log" in dict(module.named_parameters(recurse=False))
+    ]
 
 
 def _layers_of(name: str, module: torch.nn.Module) -> Iterator[KVLayer]:
@@ -71,6 +114,49 @@ def _layers_of(name: str, module: torch.nn.Module) -> Iterator[KVLayer]:
     prefix = f"{name}." if name else ""
     for pair in PROJECTION_PAIRS:
         key, value = children.get(pair.key), children.get(pair.value)
-        if key is not None and value is not None and is_supported(key) and is_supported(value):
-            yield KVLayer(prefix + pair.key, "key")
-            yield KVLayer(prefix + pair.value, "value")
+        if key is None or value is None or not all(other in children for other in pair.beside):
+            continue
+        if is_supported(key) and is_supported(value):
+            source = f"{type(module).__name__} ({pair.key}, {pair.value})"
+            head_dim = _head_dim(module)
+            yield KVLayer(prefix + pair.key, "key", *_heads(key, head_dim), source)
+            yield KVLayer(prefix + pair.value, "value", *_heads(value, head_dim), source)
+
+
+def _heads(projection: torch.nn.Module, head_dim: int | None) -> tuple[int | None, int | None]:
+    """(heads, head_dim) of a projection, or twice None where they do not fit its channels."""
+    channels = out_features(projection)
+    if channels is None or head_dim is None or channels % head_dim != 0:
+        return None, None
+    return channels // head_dim, head_dim
+
+
+def _head_dim(attention: torch.nn.Module) -> int | None:
+    """The channels of a head, from the attention module or its configuration."""
+    config = getattr(attention, "config", None)
+    for owner, names in ((attention, _HEAD_DIM_OF_MODULE), (config, _HEAD_DIM_OF_CONFIG)):
+        for name in names:
+            value = getattr(owner, name, None)
+            if isinstance(value, int) and value > 0:
+                return value
+    hidden, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
+    if isinstance(hidden, int) and isinstance(heads, int) and heads > 0 and hidden % heads == 0:
+        return hidden // heads
+    return None
+
+
+def _uncached_parts(model: torch.nn.Module) -> list[str]:
+    """The names of modules below which nothing is cached."""
+    config = getattr(model, "config", None)
+    parts = []
+    for name, module in model.named_modules():
+        is_encoder = name.rpartition(".")[2] == "encoder" and getattr(config, "is_encoder_decoder", False)
+        if name and (is_encoder or _reads_other_media(config, getattr(module, "config", None))):
+            parts.append(name)
+    return parts
+
+
+def _reads_other_media(config: Any, part: Any) -> bool:
+    """Whether the configuration of a part is that of a model's eyes or ears."""
+    others = (getattr(config, f"{medium}_config", None) for medium in ("vision", "audio"))
+    return part is not None and any(part is other for other in others)

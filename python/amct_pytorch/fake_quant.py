@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from amct_pytorch._projection import channels_last
 from amct_pytorch.record import KVFactors, read_record
 
 
@@ -91,7 +92,11 @@ def fake_quantized(
     refuse_foreign(record, factors, model)
 
     def hook_for(layer_factors: KVFactors) -> Any:
-        return lambda module, args, output: fake_quantize(output, layer_factors)
+        def hook(module: torch.nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+            stored = fake_quantize(channels_last(module, output), layer_factors)
+            return channels_last(module, stored)  # which turns it back
+
+        return hook
 
     with contextlib.ExitStack() as stack:
         for name, layer_factors in factors.items():

@@ -1,6 +1,7 @@
 // Configuration, definition and record files.
 #include "amct/config/calibration_config.h"
 #include "amct/config/definition.h"
+#include "amct/config/layer_patterns.h"
 #include "amct/core/file.h"
 #include "amct/record/record_file.h"
 #include "amct/search/search.h"
@@ -25,6 +26,16 @@ std::vector<std::string> layer_names(const amct::CalibrationConfig& config) {
   std::vector<std::string> names;
   for (const amct::LayerConfig& layer : config.layers) names.push_back(layer.name);
   return names;
+}
+
+/// (name, type, whether it can be calibrated)
+using LayerTuples = std::vector<std::tuple<std::string, std::string, bool>>;
+
+std::vector<amct::ModelLayer> layers_of(const LayerTuples& model) {
+  std::vector<amct::ModelLayer> layers;
+  layers.reserve(model.size());
+  for (const auto& [name, type, supported] : model) layers.push_back({name, type, supported});
+  return layers;
 }
 
 }  // namespace
@@ -72,15 +83,17 @@ void bind_config(nb::module_& module) {
       [](const std::string& path) { return amct::read_config(path, algorithm_catalog()); },
       "path"_a, "Read a configuration file.");
   module.def(
-      "check_layers",
-      [](const std::vector<std::string>& names,
-         const std::vector<std::tuple<std::string, std::string, bool>>& model,
+      "expand_layers",
+      [](const std::vector<std::string>& names, const LayerTuples& model,
          const std::string& source) {
-        std::vector<amct::ModelLayer> layers;
-        layers.reserve(model.size());
-        for (const auto& [name, type, supported] : model) layers.push_back({name, type, supported});
-        amct::check_layers(names, layers, source);
+        return amct::expand_layers(names, layers_of(model), source);
       },
+      "names"_a, "model"_a, "source"_a,
+      "The names, with glob patterns replaced by the layers of the model that they match.");
+  module.def(
+      "check_layers",
+      [](const std::vector<std::string>& names, const LayerTuples& model,
+         const std::string& source) { amct::check_layers(names, layers_of(model), source); },
       "names"_a, "model"_a, "source"_a,
       "Raise ValueError unless every name is a layer (name, type, supported) of the model that can "
       "be calibrated, named once.");

@@ -42,7 +42,7 @@ std::vector<std::pair<float, std::int32_t>> solve(const amct::Observer& observer
   const amct::OptionMap options = options_of(algorithm->spec, given);
   const nb::gil_scoped_release release;
   std::vector<std::pair<float, std::int32_t>> result(observer.groups());
-  if (observer.is_range_only() && algorithm->search_range) {
+  if (observer.is_range_only() && algorithm->search_range != nullptr) {
     for (std::size_t group = 0; group < result.size(); ++group) {
       const amct::ValueRange range = observer.range(group);
       const amct::QuantParams params =

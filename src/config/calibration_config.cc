@@ -238,7 +238,7 @@ void check_layers(std::span<const std::string> names, std::span<const ModelLayer
     }
     if (!found->second->supported) {
       throw ValueError(source + ": layer '" + name + "' is a " + found->second->type +
-                       ", which cannot be calibrated; name a Linear layer");
+                       ", which cannot be calibrated; name a Linear layer or another projection");
     }
   }
 }

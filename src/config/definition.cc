@@ -1,5 +1,6 @@
 #include "amct/config/definition.h"
 
+#include "amct/config/layer_patterns.h"
 #include "amct/core/decimal.h"
 #include "amct/core/error.h"
 #include "amct/core/file.h"
@@ -129,13 +130,21 @@ struct Definition::Impl {
   std::string source;
   const AlgorithmCatalog* catalog = nullptr;
   std::unordered_map<std::string, const ProtoCalibration*> overrides;
+  std::vector<std::pair<std::string, const ProtoCalibration*>> pattern_overrides;
+
+  /// What overrides a layer: an entry with its name, else the first pattern that matches it.
+  const ProtoCalibration* override_of(const std::string& name) const {
+    if (const auto found = overrides.find(name); found != overrides.end()) return found->second;
+    for (const auto& [pattern, calibration] : pattern_overrides) {
+      if (matches_layer(pattern, name)) return calibration;
+    }
+    return nullptr;
+  }
 
   LayerConfig configure(const std::string& name) const {
     // Sources in order of priority.
     std::vector<Source> all;
-    if (const auto found = overrides.find(name); found != overrides.end()) {
-      all.emplace_back(*found->second, *catalog);
-    }
+    if (const ProtoCalibration* own = override_of(name)) all.emplace_back(*own, *catalog);
     all.emplace_back(message.kv_cache_quant_config().calibration_config(), *catalog);
     std::erase_if(all, [](const Source& source) { return source.spec() == nullptr; });
 
@@ -196,6 +205,8 @@ Definition Definition::parse(std::string_view text, const std::string& source,
       if (!impl->overrides.emplace(name, &layers.kv_data_quant_config()).second) {
         throw ValueError(source + ": layer '" + name + "' is overridden twice");
       }
+      if (is_layer_pattern(name))
+        impl->pattern_overrides.emplace_back(name, &layers.kv_data_quant_config());
     }
   }
   return Definition(std::move(impl));

@@ -183,7 +183,7 @@ ValueCounts ChannelCounts::value_counts(std::size_t channel,
 }
 
 ValueCounts ChannelCounts::samples_of(std::span<const std::uint16_t> patterns,
-                                      std::uint16_t largest) const {
+                                      std::uint16_t largest) {
   LargeArray<float> samples(patterns.size());
   kernels::widen_float16(patterns.data(), samples.size(), samples.data());
   if (largest >= exponent_mask(DType::kFloat16))

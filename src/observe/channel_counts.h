@@ -54,7 +54,7 @@ class ChannelCounts {
   ValueCounts value_counts(std::size_t channel, std::span<const std::uint16_t> patterns,
                            Table& table) const;
   /// Staged float16 values of a channel as they came; `largest` is their largest magnitude.
-  ValueCounts samples_of(std::span<const std::uint16_t> patterns, std::uint16_t largest) const;
+  static ValueCounts samples_of(std::span<const std::uint16_t> patterns, std::uint16_t largest);
   /// The counts of the table, which is emptied, and of the channel's pages.
   ValueCounts with_pages(std::size_t channel, Table& table) const;
 

@@ -53,7 +53,7 @@ float edge(const Grid& grid, QuantParams params, bool below) {
 double clipped_of(std::span<const float> values, const double* weights, float low, float high) {
   if (weights == nullptr) {  // no branch in the loop: vector instructions
     std::uint32_t count = 0;
-    for (const float x : values) count += static_cast<std::uint32_t>((x < low) | (x > high));
+    for (const float x : values) count += (x < low ? 1U : 0U) | (x > high ? 1U : 0U);
     return count;
   }
   double count = 0;

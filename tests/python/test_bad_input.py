@@ -252,7 +252,7 @@ class TestConfigFile:
         message = _refused(tmp_path / "config.json")
         assert message == (
             f"{tmp_path / 'config.json'}: layer '{name}' is a {kind}, which cannot be calibrated; "
-            "name a Linear layer"
+            "name a Linear layer or another projection"
         )
 
     def test_settings_left_out_take_their_defaults(self, tmp_path: Path) -> None:

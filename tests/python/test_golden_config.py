@@ -20,7 +20,7 @@ REFUSED = [case for case in CASES if (case / "expected_error.txt").exists()]
 KINDS: dict[str, Any] = {
     "Linear": lambda: torch.nn.Linear(4, 4),
     "LayerNorm": lambda: torch.nn.LayerNorm(4),
-    "Conv1d": lambda: torch.nn.Conv1d(4, 4, 1),
+    "Conv1d": lambda: torch.nn.Conv1d(4, 4, 3),  # with a kernel of 1 it is a projection
 }
 
 

@@ -28,13 +28,15 @@ class Definition {
   Definition& operator=(Definition&&) noexcept;
   ~Definition();
 
-  /// The layers it names: quant_layers, then overridden ones not among them.
+  /// The layers it names: quant_layers, then overridden ones not among them. Patterns are among
+  /// them as they stand, see expand_layers.
   std::vector<std::string> layers() const;
 
-  /// The configuration of `names`. Every setting comes from the layer's override where that gives
-  /// it, else from kv_cache_quant_config, else from activation_offset (for the offset), else from
-  /// the defaults. Settings of one algorithm do not carry over to another. Throws ValueError where
-  /// the settings of a layer are out of range or contradict each other.
+  /// The configuration of `names`, which are no patterns. Every setting comes from the layer's
+  /// override (an entry with its name, else the first pattern that matches it) where that gives it,
+  /// else from kv_cache_quant_config, else from activation_offset (for the offset), else from the
+  /// defaults. Settings of one algorithm do not carry over to another. Throws ValueError where the
+  /// settings of a layer are out of range or contradict each other.
   CalibrationConfig configure(std::span<const std::string> names) const;
 
  private:

@@ -31,7 +31,7 @@ class ValueCounts {
   /// they are few, else samples.
   static ValueCounts of(LargeArray<float> samples);
   /// The same, of samples that are held together with others, who must not change them.
-  static ValueCounts of(std::shared_ptr<const LargeArray<float>> samples);
+  static ValueCounts of(std::shared_ptr<const LargeArray<float>> shared);
   static ValueCounts of(std::span<const float> samples);
 
   /// The union of two multisets, sorted. Throws ValueError where the total does not fit 63 bits.

@@ -1,0 +1,45 @@
+"""Modules that project hidden states: what can be calibrated, and how their outputs lie."""
+
+from __future__ import annotations
+
+import torch
+
+# What modules call the number of channels they put out: nn.Linear and all that follow it (torchao,
+# bitsandbytes, AWQ, LoRA wrappers), Conv1D of transformers, nn.Conv1d, GPTQ.
+_OUT_FEATURES = ("out_features", "nf", "out_channels", "outfeatures")
+# Beside it they have the number of channels they take; layers that only change values in place have neither.
+_IN_FEATURES = ("in_features", "nx", "in_channels", "infeatures")
+
+
+def is_projection(module: torch.nn.Module) -> bool:
+    """Whether a module maps each token's channels to channels of its own, by whatever storage of weights.
+
+    nn.Linear and its subclasses, modules that have its `in_features` and `out_features` (quantized or wrapped
+    ones), Conv1D of transformers, and nn.Conv1d with a kernel of 1.
+    """
+    if isinstance(module, torch.nn.Linear):
+        return True
+    if isinstance(module, torch.nn.modules.conv._ConvNd):
+        return isinstance(module, torch.nn.Conv1d) and module.kernel_size == (1,) and module.groups == 1
+    return out_features(module) is not None and _first_int(module, _IN_FEATURES) is not None
+
+
+def out_features(module: torch.nn.Module) -> int | None:
+    """The number of channels a projection puts out, or None where it does not say."""
+    return _first_int(module, _OUT_FEATURES)
+
+
+def channels_last(module: torch.nn.Module, output: torch.Tensor) -> torch.Tensor:
+    """A view of a projection's output in which the last dimension is the channel."""
+    if isinstance(module, torch.nn.Conv1d):  # [batch, channels, tokens], or without a batch
+        return output.transpose(-1, -2)
+    return output
+
+
+def _first_int(module: torch.nn.Module, names: tuple[str, ...]) -> int | None:
+    for name in names:
+        # Not by getattr alone: a wrapper may look its attributes up in what it wraps, and find a parameter.
+        value = getattr(module, name, None)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    return None

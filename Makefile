@@ -98,7 +98,7 @@ bench: system ## run the C++ benchmarks; BENCH_ARGS=--benchmark_filter=calibrate
 # The peers want other versions than ours; one that cannot be installed is named as such in the table.
 PEERS_VENV ?= .venv-peers
 
-.PHONY: bench-peers bench-memory bench-device
+.PHONY: bench-peers bench-memory bench-model bench-device
 bench-peers: system ## time, memory and error beside other projects; BENCH_ARGS='--processes 5'
 	$(venv) build runtime
 	@$(MAKE) package
@@ -109,6 +109,11 @@ bench-memory: system ## peak memory by the number of batches; BENCH_ARGS='--dtyp
 	$(venv) build runtime
 	@$(MAKE) package
 	@"$(BIN)/python" bench/memory.py --json build/bench/memory.json $(BENCH_ARGS)
+
+bench-model: system ## what calibrating SmolLM2 costs beside its own forward; BENCH_ARGS='--tokens 512'
+	$(venv) build runtime demo model
+	@$(MAKE) package
+	@"$(BIN)/python" bench/model.py --json build/bench/model.json $(BENCH_ARGS)
 
 bench-device: system ## what calibration costs on a GPU; says so where there is none
 	$(venv) build runtime

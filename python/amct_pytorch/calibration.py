@@ -214,7 +214,9 @@ class CalibrationRun(Recorder):
         modules: dict[str, torch.nn.Module],
         memory_budget: int,
     ) -> None:
-        self._attach(_core.Session(config, record_file, memory_budget, _WRITING_SHARE))
+        self._attach(
+            _core.Session(config, record_file, memory_budget, _WRITING_SHARE, search_in_background=True)
+        )
         # Taps hold the run, so it is released, and reports, when the last of them goes.
         for name, module in modules.items():
             LinearTap(module, name, self._layers, owner=self)

@@ -168,12 +168,14 @@ void bind_session(nb::module_& module) {
       .def(
           "__init__",
           [](amct::Session* self, amct::CalibrationConfig config, std::string record_file,
-             std::size_t memory_budget, double writing_share) {
-            new (self)
-                amct::Session(std::move(config), std::move(record_file),
-                              {.memory_budget = memory_budget, .writing_share = writing_share});
+             std::size_t memory_budget, double writing_share, bool search_in_background) {
+            new (self) amct::Session(std::move(config), std::move(record_file),
+                                     {.memory_budget = memory_budget,
+                                      .writing_share = writing_share,
+                                      .search_in_background = search_in_background});
           },
-          "config"_a, "record_file"_a, "memory_budget"_a, "writing_share"_a = 1.0)
+          "config"_a, "record_file"_a, "memory_budget"_a, "writing_share"_a = 1.0,
+          "search_in_background"_a = false)
       .def_static(
           "for_operator", &operator_session, "params"_a, "record_file"_a, "memory_budget"_a,
           nb::sig(
@@ -204,10 +206,12 @@ void bind_session(nb::module_& module) {
            "non_finite"_a = 0, "first_index"_a = -1,
            "Raise what observe would raise for a batch that is elsewhere. Returns the batches that "
            "the layer has seen here, or None where it is finished.")
-      .def("finished", &amct::Session::finished, "name"_a, "Whether the layer has its factors.")
+      .def("finished", &amct::Session::finished, nb::call_guard<nb::gil_scoped_release>(), "name"_a,
+           "Whether the layer has seen all its batches.")
       .def("write_record", &amct::Session::write_record, nb::call_guard<nb::gil_scoped_release>(),
            "Write factors that are not in the record yet; returns the names overwritten.")
-      .def("results", &amct::Session::results, "The finished layers.")
+      .def("results", &amct::Session::results, nb::call_guard<nb::gil_scoped_release>(),
+           "The finished layers.")
       .def(
           "unfinished",
           [](const amct::Session& session) {

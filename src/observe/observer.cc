@@ -321,6 +321,9 @@ std::int64_t Observer::non_finite_count() const { return state_->skipped; }
 std::size_t Observer::groups() const { return state_->groups(); }
 bool Observer::is_sketch() const { return state_->sketch.has_value(); }
 bool Observer::is_range_only() const { return state_->options.range_only; }
+std::size_t Observer::sample_bytes() const {
+  return state_->samples ? state_->samples->size() * sizeof(float) : 0;
+}
 
 void Observer::visit(const Visit& visit) const {
   const State& state = *state_;

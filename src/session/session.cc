@@ -4,29 +4,22 @@
 #include "amct/core/file.h"
 #include "amct/observe/observer.h"
 #include "amct/record/record_file.h"
-#include "amct/search/quantization_error.h"
 #include "amct/search/search.h"
 
 #include <algorithm>
-#include <chrono>
+#include <exception>
 #include <map>
 #include <mutex>
 #include <optional>
 #include <shared_mutex>
 #include <utility>
 
+#include "session/background_tasks.h"
+#include "session/solve.h"
+#include "session/stopwatch.h"
+
 namespace amct {
 namespace {
-
-class Stopwatch {
- public:
-  double seconds() const {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
-  }
-
- private:
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
-};
 
 /// Keeps the time for writing the record below its share.
 class RecordPace {
@@ -71,76 +64,15 @@ struct Layer {
   bool with_offset;
   const Algorithm& algorithm;
   std::mutex mutex;                  // guards what follows
-  std::optional<Observer> observer;  // empty once finished
+  std::optional<Observer> observer;  // empty once it has seen all batches
   double observe_seconds = 0;
+
+  LayerResult solve(const Observer& seen) const {
+    LayerResult result = amct::solve(config, algorithm, with_offset, seen);
+    result.observe_seconds = observe_seconds;
+    return result;
+  }
 };
-
-/// What one group contributes to the result of its layer.
-struct GroupResult {
-  QuantParams params;
-  QuantizationError error;
-  ValueRange range{};
-};
-
-std::vector<GroupResult> solve_ranges(const Layer& layer, const Observer& observer) {
-  std::vector<GroupResult> groups(observer.groups());
-  for (std::size_t group = 0; group < groups.size(); ++group) {
-    const ValueRange range = observer.range(group);
-    if (range.min > range.max) require_values({});
-    groups[group].range = range;
-    groups[group].params =
-        layer.algorithm.search_range(range.min, range.max, layer.with_offset, layer.config.options)
-            .params;
-  }
-  return groups;
-}
-
-std::vector<GroupResult> solve_counts(const Layer& layer, const Observer& observer) {
-  std::vector<GroupResult> groups(observer.groups());
-  observer.visit([&](std::size_t group, const ValueCounts& values) {
-    const QuantParams params =
-        layer.algorithm.search(values, layer.with_offset, layer.config.options).params;
-    groups[group] = {.params = params,
-                     .error = quantization_error(values, kInt8, params),
-                     .range = {values.min(), values.max()}};
-  });
-  return groups;
-}
-
-/// Searches every group of a layer that has seen all its batches.
-LayerResult solve(const Layer& layer, const Observer& observer) {
-  const Stopwatch watch;
-  const bool range_only = layer.algorithm.search_range != nullptr;
-  LayerResult result;
-  result.name = layer.config.name;
-  result.algorithm = layer.config.algorithm;
-  result.granularity = layer.config.granularity;
-  result.with_offset = layer.with_offset;
-  result.batches = observer.batches();
-  result.rows = observer.rows();
-  result.channels = observer.channels();
-  result.non_finite = observer.non_finite_count();
-  result.is_sketch = observer.is_sketch();
-  const std::vector<GroupResult> groups =
-      range_only ? solve_ranges(layer, observer) : solve_counts(layer, observer);
-  // Sums go in channel order, whatever order the threads took.
-  QuantizationError error;
-  result.min = groups.front().range.min;
-  result.max = groups.front().range.max;
-  for (const GroupResult& group : groups) {
-    result.params.push_back(group.params);
-    error += group.error;
-    result.min = std::min(result.min, group.range.min);
-    result.max = std::max(result.max, group.range.max);
-  }
-  if (!range_only) {
-    result.sqnr_db = error.sqnr_db();
-    result.clipped_fraction = error.clipped_fraction();
-  }
-  result.observe_seconds = layer.observe_seconds;
-  result.search_seconds = watch.seconds();
-  return result;
-}
 
 /// Calls body(), and puts the layer and the number of its batch before what an error of it says.
 template <typename Body>
@@ -159,11 +91,19 @@ void with_place(const std::string& name, std::int64_t batch, Body body) {
 
 // Layers that an operator's memory budget is cut for.
 constexpr std::size_t kOperatorLayers = 64;
+// Layers whose search may wait at a time. More would take fresh memory rather than that of layers
+// that are done.
+constexpr std::size_t kWaitingSearches = 4;
+
+bool in_background(const SessionOptions& options) {
+  return options.search_in_background && options.writing_share < 1;
+}
 
 /// Bytes of float32 values that one of `layers` layers may keep.
 std::size_t share_of(const SessionOptions& options, std::int64_t batch_num, std::size_t layers) {
-  if (batch_num == 1) return options.memory_budget;
-  return options.memory_budget / std::max<std::size_t>(1, layers);
+  if (batch_num > 1) return options.memory_budget / std::max<std::size_t>(1, layers);
+  // The other half is that of layers that wait for their search.
+  return options.memory_budget / (in_background(options) ? 2 : 1);
 }
 
 }  // namespace
@@ -179,9 +119,19 @@ struct Session::Impl {
   std::map<std::string, std::unique_ptr<Layer>, std::less<>> layers;
 
   mutable std::mutex results_mutex;    // guards what follows
+  std::size_t observed = 0;            // layers that have seen all their batches
   std::vector<LayerResult> results;    // in the order they finished
   std::vector<LayerRecord> unwritten;  // factors that are not in the file yet
+  std::exception_ptr failure;          // of a search in the background; the first one
   RecordPace pace;
+
+  // The last member: its end waits for tasks that use the others.
+  std::unique_ptr<BackgroundTasks> searches;  // none: searches run where layers are observed
+
+  explicit Impl(const SessionOptions& options) : pace(options.writing_share) {
+    if (in_background(options))
+      searches = std::make_unique<BackgroundTasks>(kWaitingSearches, options.memory_budget / 2);
+  }
 
   Layer& layer(const std::string& name) {
     {
@@ -207,27 +157,82 @@ struct Session::Impl {
   template <typename Add>
   Observation observe(const std::string& name, std::int64_t batches, Add add) {
     Layer& layer = this->layer(name);
-    const std::lock_guard lock(layer.mutex);
+    std::unique_lock lock(layer.mutex);
     if (!layer.observer) return {};
 
-    LayerResult result;
-    bool finished = false;
+    std::optional<LayerResult> result;
+    std::optional<Observer> to_search;
     with_place(name, layer.observer->batches() + batches, [&] {
       const Stopwatch watch;
       add(*layer.observer);
       layer.observe_seconds += watch.seconds();
-      finished = layer.observer->batches() >= batch_num;
-      if (finished) result = solve(layer, *layer.observer);
+      if (layer.observer->batches() < batch_num) return;
+      // Only values that were left out can make a search fail, and its error belongs to this call.
+      if (searches && layer.observer->non_finite_count() == 0) {
+        to_search = std::move(layer.observer);
+      } else {
+        result = layer.solve(*layer.observer);
+      }
     });
-    if (!finished) return {.kind = Observation::Kind::kAdded, .overwritten = {}};
+    if (!result && !to_search) return {.kind = Observation::Kind::kAdded, .overwritten = {}};
     layer.observer.reset();  // its memory is not needed any more
+    lock.unlock();
+    if (to_search) search_later(layer, std::move(*to_search));
 
-    const std::lock_guard results_lock(results_mutex);
-    unwritten.push_back({name, result.params});
-    results.push_back(std::move(result));
-    const bool due = order.empty() || results.size() == order.size() || pace.allows_writing();
+    std::unique_lock results_lock(results_mutex);
+    if (result) add_result(std::move(*result));
+    const bool is_last = ++observed == order.size();
+    if (is_last) {
+      results_lock.unlock();
+      wait_for_searches();
+      results_lock.lock();
+    }
+    const bool due = order.empty() || is_last || pace.allows_writing();
     return {.kind = Observation::Kind::kFinished,
             .overwritten = due ? write_locked() : std::vector<std::string>()};
+  }
+
+  void search_later(Layer& layer, Observer&& observer) {
+    const std::size_t bytes = observer.sample_bytes();
+    // Shared, since a std::function needs what can be copied.
+    const auto shared = std::make_shared<Observer>(std::move(observer));
+    const auto search = [this, &layer, shared] {
+      try {
+        with_place(layer.config.name, shared->batches(), [&] {
+          LayerResult result = layer.solve(*shared);
+          const std::lock_guard lock(results_mutex);
+          add_result(std::move(result));
+        });
+      } catch (...) {  // memory ran out
+        {
+          const std::lock_guard lock(layer.mutex);
+          layer.observer = std::move(*shared);
+        }
+        const std::lock_guard lock(results_mutex);
+        --observed;
+        if (!failure) failure = std::current_exception();
+      }
+    };
+    try {
+      searches->run(bytes, search);
+    } catch (const std::exception&) {  // nothing could be put in line
+      search();
+    }
+  }
+
+  /// The caller holds results_mutex.
+  void add_result(LayerResult&& result) {
+    unwritten.push_back({result.name, result.params});
+    results.push_back(std::move(result));
+  }
+
+  /// Waits until nothing is searched, and throws what a search threw, once. The caller holds no
+  /// mutex.
+  void wait_for_searches() {
+    if (!searches) return;
+    searches->wait();
+    const std::lock_guard lock(results_mutex);
+    if (failure) std::rethrow_exception(std::exchange(failure, nullptr));
   }
 
   /// Writes what is unwritten; it stays so where that fails. The caller holds results_mutex.
@@ -241,13 +246,12 @@ struct Session::Impl {
 };
 
 Session::Session(CalibrationConfig config, std::string record_file, const SessionOptions& options)
-    : impl_(new Impl) {
+    : impl_(new Impl(options)) {
   check_output_path(record_file);
   if (config.batch_num < 1) {
     throw ValueError("batch_num must be > 0, not " + std::to_string(config.batch_num));
   }
   impl_->batch_num = config.batch_num;
-  impl_->pace = RecordPace(options.writing_share);
   impl_->sample_bytes = share_of(options, config.batch_num, config.layers.size());
   impl_->record_file = std::move(record_file);
   for (LayerConfig& layer : config.layers) {
@@ -265,7 +269,7 @@ Session::Session(CalibrationConfig config, std::string record_file, const Sessio
 }
 
 Session::Session(OperatorParams params, std::string record_file, const SessionOptions& options)
-    : impl_(new Impl) {
+    : impl_(new Impl({})) {
   check_output_path(record_file);
   check_mergeable(record_file);  // not only after all batches were observed
   impl_->batch_num = params.batch_num;
@@ -311,16 +315,21 @@ std::optional<std::int64_t> Session::check(const std::string& name, const Remote
 }
 
 bool Session::finished(const std::string& name) const {
-  const std::lock_guard lock(impl_->results_mutex);
-  return std::ranges::find(impl_->results, name, &LayerResult::name) != impl_->results.end();
+  const std::shared_lock lock(impl_->layers_mutex);
+  const auto found = impl_->layers.find(name);
+  if (found == impl_->layers.end()) return false;
+  const std::lock_guard layer_lock(found->second->mutex);
+  return !found->second->observer;
 }
 
 std::vector<std::string> Session::write_record() {
+  impl_->wait_for_searches();
   const std::lock_guard lock(impl_->results_mutex);
   return impl_->write_locked();
 }
 
 std::vector<LayerResult> Session::results() const {
+  if (impl_->searches) impl_->searches->wait();
   const std::lock_guard lock(impl_->results_mutex);
   std::vector<LayerResult> sorted = impl_->results;
   const auto rank = [&](const LayerResult& result) {

@@ -431,7 +431,9 @@ class TestModel:
             assert capsys.readouterr().out.startswith("skipped: the weights are not installed")
             return
         (row,) = json.loads(file.read_text())["figures"]
-        assert 0 < row["calibration"] < row["forward"]
+        assert 0 < row["held"] < row["forward"]
+        assert row["search"] > 0
+        assert 0 < row["fastest"] <= row["forward"]
 
 
 class TestDevice:

@@ -81,7 +81,8 @@ class Observer {
   std::size_t groups() const;
   /// Whether float32 values went beyond sample_bytes, so that counts are those of a sketch.
   bool is_sketch() const;
-  bool is_range_only() const;  ///< see ObserverOptions
+  bool is_range_only() const;        ///< see ObserverOptions
+  std::size_t sample_bytes() const;  ///< bytes of float32 values that are kept as they are
 
   /// Calls visit(group, values) once for every group, on several threads at once, which costs less
   /// than asking group by group. Throws StateError where only ranges were kept.

@@ -39,7 +39,7 @@ struct LayerResult {
   /// of a sketch (see Observer).
   bool is_sketch = false;
   double observe_seconds = 0;  ///< time spent counting, summed over the calls
-  double search_seconds = 0;   ///< time spent searching
+  double search_seconds = 0;   ///< time the search took
 };
 
 /// A layer that has not seen all its batches.
@@ -61,7 +61,7 @@ struct LayerPlan {
 struct Observation {
   enum class Kind : std::uint8_t {
     kAdded,     ///< counted; the layer needs more
-    kFinished,  ///< it was the last one: the layer has its factors
+    kFinished,  ///< it was the last one: the layer has its factors, or is being searched
     kIgnored,   ///< the layer was finished before
   };
   Kind kind = Kind::kIgnored;
@@ -72,14 +72,21 @@ struct Observation {
 struct SessionOptions {
   /// Bytes that float32 values may take over all layers before layers are sketched. A layer's share
   /// does not depend on the others' progress, so that results do not either: all of it where a
-  /// layer is done after one batch, else an equal part for each layer of the configuration, or the
-  /// 64th part for each layer of an operator, which does not know how many will come.
+  /// layer is done after one batch (half of it with search_in_background: the other half may wait),
+  /// else an equal part for each layer of the configuration, or the 64th part for each layer of an
+  /// operator, which does not know how many will come.
   std::size_t memory_budget = std::size_t{1} << 30;
   /// Most of the time since the first layer finished that writing the record may take, 0 to 1. A
   /// layer that finishes too early for that waits: for the next layer that does not, for the last
   /// layer of the configuration, or for write_record(). 1: each layer goes into the record at once,
   /// as those of an operator always do, since nobody knows which is its last.
   double writing_share = 1;
+  /// Whether other threads search layers that have seen all their batches, so that observe() takes
+  /// as long as counting does. The call for the last layer of the configuration waits for them all,
+  /// and so do write_record() and results(); the first two throw what a search threw. Not more than
+  /// four layers wait at a time, nor more float32 values than half of memory_budget holds.
+  /// Operators search where they observe, and so does a session whose writing_share is 1.
+  bool search_in_background = false;
 };
 
 /// Calibrates layers and merges them into the record file as they finish. Thread-safe: layers are
@@ -119,11 +126,12 @@ class Session {
   std::optional<std::int64_t> check(const std::string& name, const RemoteBatch& batch,
                                     std::int64_t batches_before) const;
 
-  /// Whether layer `name` has its factors.
+  /// Whether layer `name` has seen all its batches, and needs no more.
   bool finished(const std::string& name) const;
 
   /// Writes factors that are not in the record yet: they wait for their turn, or an error kept
-  /// them. Returns the layers whose factors it replaced. Does nothing where there are none.
+  /// them. Returns the layers whose factors it replaced. Does nothing where there are none. Throws
+  /// what a search in the background threw, once: its layer is unfinished then.
   std::vector<std::string> write_record();
 
   /// The finished layers, in configuration order (else in the order they finished).

@@ -77,10 +77,11 @@ class InvarianceTest : public testing::TestWithParam<std::tuple<DType, Granulari
   }
 
   /// The record that `threads` threads write that take the jobs in their order.
-  std::string run(const std::vector<Job>& jobs, std::int64_t batch_num, int threads) {
+  std::string run(const std::vector<Job>& jobs, std::int64_t batch_num, int threads,
+                  const SessionOptions& options = {}) {
     const std::string path = folder_ / "record.txt";
     std::filesystem::remove(path);
-    Session session(config(batch_num), path);
+    Session session(config(batch_num), path, options);
     std::atomic<std::size_t> next{0};
     std::atomic<int> finished{0};
     const auto work = [&] {
@@ -136,7 +137,9 @@ TEST_P(InvarianceTest, AnySplitOrderAndNumberOfThreadsWritesTheSameBytes) {
       std::vector<Job> work = jobs(cuts);
       if (order > 0) std::shuffle(work.begin(), work.end(), generator);
       const auto batches = static_cast<std::int64_t>(cuts.size()) - 1;
-      ASSERT_EQ(run(work, batches, threads), expected)
+      ASSERT_EQ(
+          run(work, batches, threads, {.writing_share = 0.5, .search_in_background = order == 1}),
+          expected)
           << batches << " batches, order " << order << ", " << threads << " threads";
       threads = threads % 8 + 1;
     }

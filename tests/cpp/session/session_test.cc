@@ -45,6 +45,8 @@ OperatorParams operator_params(const std::vector<std::pair<std::string, OptionVa
   return parse_operator_params(params, algorithm_catalog());
 }
 
+constexpr SessionOptions kBackground{.writing_share = 0.5, .search_in_background = true};
+
 class SessionTest : public support::FolderTest {
  protected:
   const std::string path = folder / "record.txt";
@@ -336,6 +338,70 @@ TEST_F(SessionTest, LayersWaitWhereWritingWouldTakeTooMuchTime) {
   EXPECT_EQ(written(), (Names{"a", "c"}));
   session.observe("d", batch(4).view());  // the last one
   EXPECT_EQ(written(), (Names{"a", "b", "c", "d"}));
+}
+
+TEST_F(SessionTest, SearchesInTheBackgroundGiveTheSameResults) {
+  Names names;
+  for (int i = 0; i < 20; ++i) names.push_back("layer" + std::to_string(i));
+  Session here(config_of(names, 1), folder / "here.txt");
+  Session there(config_of(names, 1), path, kBackground);
+  for (unsigned i = 0; i < names.size(); ++i) {
+    here.observe(names[i], batch(i).view());
+    EXPECT_EQ(there.observe(names[i], batch(i).view()).kind, Kind::kFinished);
+    EXPECT_TRUE(there.finished(names[i]));
+    EXPECT_EQ(there.observe(names[i], batch(i).view()).kind, Kind::kIgnored);
+    EXPECT_EQ(there.unfinished().size(), names.size() - i - 1);
+  }
+  EXPECT_EQ(support::read_file(path), support::read_file(folder / "here.txt"));
+  const std::vector<LayerResult> results = there.results();
+  ASSERT_EQ(results.size(), names.size());
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    EXPECT_EQ(results[i].params, here.results()[i].params);
+    EXPECT_EQ(results[i].sqnr_db, here.results()[i].sqnr_db);
+    EXPECT_GT(results[i].search_seconds, 0);
+  }
+}
+
+TEST_F(SessionTest, WhatIsSearchedInTheBackgroundIsWaitedFor) {
+  Session session(config_of({"a", "b", "c"}, 1), path,
+                  {.writing_share = 1e-9, .search_in_background = true});
+  session.observe("a", batch(1, 4096, 64).view());
+  EXPECT_EQ(session.results().size(), 1U);
+  session.observe("b", batch(2, 4096, 64).view());
+  session.write_record();
+  EXPECT_EQ(read_record(path).size(), 2U);
+}
+
+TEST_F(SessionTest, AFailedSearchInTheBackgroundLeavesItsLayerUnfinished) {
+  CalibrationConfig config = config_of({"a", "b"}, 1);
+  config.layers[0].options.clear();  // an error that no caller can make, as running out of memory
+  Session session(config, path, kBackground);
+  EXPECT_EQ(session.observe("a", batch(1).view()).kind, Kind::kFinished);
+  EXPECT_THROW(session.write_record(), std::exception);
+  session.write_record();  // it is said once
+  EXPECT_FALSE(session.finished("a"));
+  ASSERT_EQ(session.unfinished().size(), 2U);
+  EXPECT_EQ(session.unfinished()[0].batches, 1);
+  EXPECT_EQ(session.observe("b", batch(1).view()).kind, Kind::kFinished);
+  session.write_record();
+  EXPECT_EQ(read_record(path).size(), 1U);
+}
+
+TEST_F(SessionTest, ValuesLeftOutAreMissedByTheCallItselfAlsoWithABackground) {
+  CalibrationConfig config = config_of({"a"}, 1);
+  config.layers[0].nonfinite = NonFinitePolicy::kSkip;
+  Session session(config, path, kBackground);
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const Tensor dead = make_tensor(DType::kFloat32, {2, 1}, {nan, nan});
+  expect_error<StateError>([&] { session.observe("a", dead.view()); }, {"'a'", "batch 1"});
+  EXPECT_FALSE(session.finished("a"));
+}
+
+TEST_F(SessionTest, AnEndWaitsForTheBackground) {
+  for (unsigned i = 0; i < 20; ++i) {
+    Session session(config_of({"a", "b"}, 1), path, kBackground);
+    session.observe("a", batch(i, 4096, 64).view());
+  }
 }
 
 TEST_F(SessionTest, UnwrittenFactorsGoInWithTheNextLayer) {

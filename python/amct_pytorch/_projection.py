@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 # What modules call the number of channels they put out: nn.Linear and all that follow it (torchao,
@@ -34,6 +36,47 @@ def channels_last(module: torch.nn.Module, output: torch.Tensor) -> torch.Tensor
     if isinstance(module, torch.nn.Conv1d):  # [batch, channels, tokens], or without a batch
         return output.transpose(-1, -2)
     return output
+
+
+class ChannelSlice(NamedTuple):
+    """The part of a fused projection's output that is one layer.
+
+    Of `groups` equal groups of neighbouring channels, channels ``begin`` to ``end`` (exclusive) of each: one
+    group for query, key and value in blocks; one a head, or group of heads, where they take turns.
+    """
+
+    begin: int
+    end: int
+    groups: int = 1
+
+    @property
+    def channels(self) -> int:
+        """Channels it has."""
+        return (self.end - self.begin) * self.groups
+
+    def fits(self, channels: int) -> bool:
+        """Whether a projection of so many channels has this part."""
+        return channels % self.groups == 0 and self.end <= channels // self.groups
+
+    def of(self, output: torch.Tensor) -> torch.Tensor:
+        """The layer's channels, ``[..., channels]``: a view where there is one group."""
+        return self._cut(output).flatten(-2)
+
+    def replaced(self, output: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+        """A copy of `output` that has `part` for the layer's channels."""
+        result = output.clone()
+        here = self._cut(result)
+        here.copy_(part.view(here.shape))
+        return result
+
+    def _cut(self, output: torch.Tensor) -> torch.Tensor:
+        if not self.fits(output.shape[-1]):
+            raise RuntimeError(
+                f"channels {self.begin} to {self.end} of {self.groups} groups do not fit an output of "
+                f"{output.shape[-1]} channels"
+            )
+        grouped = output.view(*output.shape[:-1], self.groups, -1)
+        return grouped.narrow(-1, self.begin, self.end - self.begin)
 
 
 def _first_int(module: torch.nn.Module, names: tuple[str, ...]) -> int | None:

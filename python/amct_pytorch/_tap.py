@@ -10,11 +10,11 @@ import torch
 from amct_pytorch._device import DeviceLayers
 from amct_pytorch._graphs import outside_graphs
 from amct_pytorch._observe import Recorder, kept_back, observe
-from amct_pytorch._projection import channels_last
+from amct_pytorch._projection import ChannelSlice, channels_last
 
-# Where a module keeps its tap. It lives in __dict__ beside the hook, so that neither the module's
+# Where a module keeps its taps. They live in __dict__ beside the hook, so that neither the module's
 # class nor its parameters, children or state_dict change.
-_TAP = "_amct_calibration_tap"
+_TAPS = "_amct_calibration_taps"
 
 
 class Owner(Protocol):
@@ -31,15 +31,24 @@ class LinearTap:
     """Observes the output of one module until its layer is finished, then takes its hook off.
 
     A hook rather than a wrapper keeps the module what it is: the same class, attributes, state_dict
-    keys and other hooks, and the output is the very tensor the module returned.
+    keys and other hooks, and the output is the very tensor the module returned. Of a fused projection
+    `part` alone is observed.
     """
 
-    def __init__(self, module: torch.nn.Module, name: str, layers: DeviceLayers, owner: Owner) -> None:
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        name: str,
+        layers: DeviceLayers,
+        owner: Owner,
+        part: ChannelSlice | None = None,
+    ) -> None:
         self.name = name
         self._layers = layers
+        self._part = part
         self._observe = outside_graphs(observe)
         self._owner = owner  # the run lives as long as one of its taps
-        module.__dict__[_TAP] = self
+        module.__dict__.setdefault(_TAPS, []).append(self)
         self._hook = module.register_forward_hook(self)
 
     def __call__(self, module: torch.nn.Module, args: Any, output: Any) -> None:
@@ -47,6 +56,8 @@ class LinearTap:
         try:
             if isinstance(output, torch.Tensor):
                 output = channels_last(module, output)
+                if self._part is not None:
+                    output = self._part.of(output)
             finished = self._observe(self._layers, self.name, output)
         except Exception:
             finished = self._layers.session.finished(self.name)  # then only its record could not be written
@@ -64,7 +75,10 @@ class LinearTap:
     def remove(self, module: torch.nn.Module) -> None:
         """Take the tap off its module."""
         self._hook.remove()
-        module.__dict__.pop(_TAP, None)
+        taps = module.__dict__[_TAPS]
+        taps.remove(self)
+        if not taps:
+            del module.__dict__[_TAPS]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         # A copy of a finished layer is an ordinary module again.
@@ -121,6 +135,7 @@ def _refusal(layer: str, action: str) -> RuntimeError:
     )
 
 
-def tap_of(module: torch.nn.Module) -> LinearTap | None:
-    """The tap of a module, or None."""
-    return module.__dict__.get(_TAP)
+def taps_of(module: torch.nn.Module) -> list[LinearTap]:
+    """The taps of a module."""
+    # Of a copied module there is nothing left in the places of the taps.
+    return [tap for tap in module.__dict__.get(_TAPS, ()) if tap is not None]

@@ -14,9 +14,10 @@ from amct_pytorch import _core
 from amct_pytorch._checks import DEFAULT_MEMORY_BUDGET, require_memory_budget, require_path, require_type
 from amct_pytorch._log import logger
 from amct_pytorch._observe import Recorder
-from amct_pytorch._projection import is_projection
-from amct_pytorch._tap import EndOfForward, LinearTap, tap_of
-from amct_pytorch.discovery import find_kv_layers, find_state_layers
+from amct_pytorch._place import Place, places_of
+from amct_pytorch._projection import ChannelSlice, is_projection, out_features
+from amct_pytorch._tap import EndOfForward, LinearTap, taps_of
+from amct_pytorch.discovery import KVLayer, find_kv_layers, find_state_layers
 from amct_pytorch.nn.module.quantization.quant_calibration_op import QuantCalibrationOp
 
 # Writing the record takes no more of the time than this, beside the first and the last write of a forward.
@@ -29,6 +30,8 @@ def create_quant_cali_config(
     model: torch.nn.Module,
     quant_layers: dict[str, list[str]] | None = None,
     config_defination: str | None = None,
+    *,
+    split_fused: bool = True,
 ) -> None:
     """Write the configuration file of a calibration.
 
@@ -45,6 +48,10 @@ def create_quant_cali_config(
     config_defination : str, optional
         File with the simplified definition (protobuf text of ``AMCTQuantCaliConfig``). Where it names
         layers, they win over `quant_layers`.
+    split_fused : bool
+        Whether the keys and values of fused projections that are found get factors of their own, as layers
+        ``<projection>.key`` and ``<projection>.value``. If not, one factor is that of queries, keys and
+        values together. A fused projection that is named by itself always has one.
 
     Raises
     ------
@@ -80,13 +87,18 @@ def create_quant_cali_config(
     elif named is not None:
         names = named
     else:
-        names = _discover(model)
+        names = _discover(model, split_fused)
     if not names:
         raise RuntimeError(f"{source}: no layer is named, so there is nothing to quantize")
-    layers = _layers_of(model)
+    known = {layer.name: layer for layer in find_kv_layers(model)}
+    layers = _layers_of(model, known.values())
     names = _core.expand_layers(names, layers, source)
     _core.check_layers(names, layers, source)
     config = _core.default_config(names) if definition is None else definition.configure(names)
+    for name in names:
+        layer = known.get(name)
+        if layer is not None and layer.slice is not None:
+            config.place(name, layer.role, layer.slice, None, None)
     config.write(config_path)
 
 
@@ -151,16 +163,20 @@ def create_quant_cali_model(
     budget = require_memory_budget(memory_budget)
     _refuse_calibrated(model)
     config = _core.read_config(config_path)
-    _core.check_layers(config.layer_names, _layers_of(model), config_path)
+    places = places_of(config)
+    for place in places:
+        _check_place(place, model, config_path)
+    layers = _layers_of(model, [*find_kv_layers(model), *(place for place in places if place.slice)])
+    _core.check_layers(config.layer_names, layers, config_path)
     _core.check_output_path(record_path)
     if os.path.realpath(config_path) == os.path.realpath(record_path):
         raise ValueError(f"record_file and config_file are both '{record_path}'; the record would replace it")
-    modules = _distinct_modules(model, config.layer_names, config_path)
+    modules = _distinct_modules(model, places, config_path)
 
     if Path(record_path).exists():
         logger.warning("record_file '%s' exists and will be overwritten", record_path)
     _core.write_empty_record(record_path)
-    CalibrationRun(config, record_path, model, modules, budget)
+    CalibrationRun(config, record_path, model, list(zip(places, modules, strict=True)), budget)
     _retrace_compiled_models()
     return model
 
@@ -175,8 +191,7 @@ def remove_quant_cali(model: torch.nn.Module) -> None:
     """
     require_type("model", model, torch.nn.Module)
     for module in model.modules():
-        tap = tap_of(module)
-        if tap is not None:
+        for tap in taps_of(module):
             tap.remove(module)
             tap.owner.release()
     _retrace_compiled_models()
@@ -197,9 +212,9 @@ def calibration_run(model: torch.nn.Module) -> CalibrationRun:
     """
     require_type("model", model, torch.nn.Module)
     for module in model.modules():
-        tap = tap_of(module)
-        if tap is not None and isinstance(tap.owner, CalibrationRun):
-            return tap.owner
+        for tap in taps_of(module):
+            if isinstance(tap.owner, CalibrationRun):
+                return tap.owner
     raise RuntimeError("the model holds no calibration; create_quant_cali_model puts it in")
 
 
@@ -211,15 +226,15 @@ class CalibrationRun(Recorder):
         config: _core.CalibrationConfig,
         record_file: str,
         model: torch.nn.Module,
-        modules: dict[str, torch.nn.Module],
+        layers: list[tuple[Place, torch.nn.Module]],
         memory_budget: int,
     ) -> None:
         self._attach(
             _core.Session(config, record_file, memory_budget, _WRITING_SHARE, search_in_background=True)
         )
         # Taps hold the run, so it is released, and reports, when the last of them goes.
-        for name, module in modules.items():
-            LinearTap(module, name, self._layers, owner=self)
+        for place, module in layers:
+            LinearTap(module, place.name, self._layers, owner=self, part=place.slice)
         self._end_of_forward = EndOfForward(model, self)
 
     def layer_finished(self) -> None:
@@ -252,8 +267,8 @@ def _layers_in(quant_layers: Any) -> list[str] | None:
     return list(names)
 
 
-def _discover(model: torch.nn.Module) -> list[str]:
-    layers = find_kv_layers(model)
+def _discover(model: torch.nn.Module, split_fused: bool) -> list[str]:
+    layers = find_kv_layers(model, split_fused=split_fused)
     if not layers:
         raise RuntimeError(
             f"no key or value projection was found in {type(model).__name__}; "
@@ -273,29 +288,57 @@ def _discover(model: torch.nn.Module) -> list[str]:
     return [layer.name for layer in layers]
 
 
-def _layers_of(model: torch.nn.Module) -> list[tuple[str, str, bool]]:
-    """(name, type, whether it can be calibrated) of every module; a shared one by all its names."""
-    return [
-        (name, type(module).__name__, is_projection(module))
+def _layers_of(
+    model: torch.nn.Module, known: Iterable[KVLayer | Place]
+) -> list[tuple[str, str, bool]]:
+    """(name, type, whether it can be calibrated) of every module; a shared one by all its names.
+
+    With the parts of fused projections among `known`, and other modules there that are no projections.
+    """
+    module_of = {layer.name: layer.module for layer in known}
+    layers = [
+        (name, type(module).__name__, is_projection(module) or name in module_of)
         for name, module in model.named_modules(remove_duplicate=False)
         if name
     ]
+    parts = {name: module for name, module in module_of.items() if name != module}
+    types = {name: (kind, supported) for name, kind, supported in layers if name in parts.values()}
+    return layers + [(name, *types[module]) for name, module in parts.items() if module in types]
 
 
-def _distinct_modules(
-    model: torch.nn.Module, names: Iterable[str], source: str
-) -> dict[str, torch.nn.Module]:
-    """The named modules. Two names of one module would count its output twice."""
-    modules: dict[str, torch.nn.Module] = {}
-    name_of: dict[torch.nn.Module, str] = {}
-    for name in names:
-        module = model.get_submodule(name)
-        if module in name_of:
+def _check_place(place: Place, model: torch.nn.Module, source: str) -> None:
+    """Raise ValueError for a part of a fused projection that cannot be one."""
+    if place.slice is None:
+        return
+    if not place.name.endswith(f".{place.role}"):
+        raise ValueError(
+            f"{source}: layer '{place.name}' is a slice, of role '{place.role}', so its name must be "
+            f"'<module>.{place.role}'"
+        )
+    try:
+        channels = out_features(model.get_submodule(place.module))
+    except AttributeError:
+        return  # check_layers says so
+    if channels is not None and not place.slice.fits(channels):
+        begin, end, groups = place.slice
+        raise ValueError(
+            f"{source}: layer '{place.name}': slice [{begin}, {end}] of {groups} groups does not fit the "
+            f"{channels} channels of '{place.module}'"
+        )
+
+
+def _distinct_modules(model: torch.nn.Module, places: Iterable[Place], source: str) -> list[torch.nn.Module]:
+    """The modules of the layers. Two layers that are the same channels would count them twice."""
+    modules = []
+    name_of: dict[tuple[torch.nn.Module, ChannelSlice | None], str] = {}
+    for place in places:
+        module = model.get_submodule(place.module)
+        other = name_of.setdefault((module, place.slice), place.name)
+        if other != place.name:
             raise ValueError(
-                f"{source}: layers '{name_of[module]}' and '{name}' are one module under two names; keep one"
+                f"{source}: layers '{other}' and '{place.name}' are one module under two names; keep one"
             )
-        name_of[module] = name
-        modules[name] = module
+        modules.append(module)
     return modules
 
 
@@ -307,7 +350,7 @@ def _retrace_compiled_models() -> None:
 
 def _refuse_calibrated(model: torch.nn.Module) -> None:
     for name, module in model.named_modules():
-        if tap_of(module) is not None or isinstance(module, QuantCalibrationOp):
+        if taps_of(module) or isinstance(module, QuantCalibrationOp):
             raise RuntimeError(
                 f"the model already holds a calibration operator at '{name}'; "
                 "take calibration off first: amct_pytorch.remove_quant_cali(model)"

@@ -8,19 +8,21 @@ from typing import Any, Literal
 
 import torch
 
-from amct_pytorch._projection import is_projection, out_features
+from amct_pytorch._fused import FUSED_PROJECTIONS, fused_pair
+from amct_pytorch._projection import ChannelSlice, is_projection, out_features
 
 Role = Literal["key", "value"]
 
 
 @dataclass(frozen=True)
 class KVLayer:
-    """A projection whose output goes into the cache.
+    """A projection whose output goes into the cache, or the part of one that does.
 
     Attributes
     ----------
     name : str
-        Path of the module in the model: ``"model.layers.0.self_attn.k_proj"``.
+        Path of the module in the model: ``"model.layers.0.self_attn.k_proj"``. For a part: the path of the
+        fused projection, then ``.key`` or ``.value``.
     role : {'key', 'value'}
         What its output is.
     heads : int or None
@@ -28,7 +30,9 @@ class KVLayer:
     head_dim : int or None
         Channels of a head.
     source : str
-        What it was found from: the class of the attention module and the names of both projections in it.
+        What it was found from: the class of the attention module and the names of the projections in it.
+    slice : ChannelSlice or None
+        Which channels of a fused projection it is.
     """
 
     name: str
@@ -36,6 +40,12 @@ class KVLayer:
     heads: int | None = None
     head_dim: int | None = None
     source: str = ""
+    slice: ChannelSlice | None = None
+
+    @property
+    def module(self) -> str:
+        """Path of the module in the model."""
+        return self.name if self.slice is None else self.name.rpartition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -60,12 +70,15 @@ PROJECTION_PAIRS = (
     ProjectionPair("key_proj", "value_proj", "DeBERTa"),
 )
 
+# The modules of multi-head latent attention whose outputs are cached.
+LATENT_PROJECTION, LATENT_NORM = "kv_a_proj_with_mqa", "kv_a_layernorm"
+
 # Where attention modules and configurations of transformers keep the channels of a head.
 _HEAD_DIM_OF_MODULE = ("head_dim", "attention_head_size", "key_value_proj_dim")
 _HEAD_DIM_OF_CONFIG = ("head_dim", "d_kv")
 
 
-def find_kv_layers(model: torch.nn.Module) -> list[KVLayer]:
+def find_kv_layers(model: torch.nn.Module, *, split_fused: bool = True) -> list[KVLayer]:
     """Find the key and value projections of a model by the names its attention modules give them.
 
     The encoder of an encoder-decoder model is left out, as is the part of a multimodal model that reads
@@ -74,7 +87,10 @@ def find_kv_layers(model: torch.nn.Module) -> list[KVLayer]:
     Parameters
     ----------
     model : torch.nn.Module
-        Any model; see ``PROJECTION_PAIRS`` for the names that are known.
+        Any model; see ``PROJECTION_PAIRS`` and ``FUSED_PROJECTIONS`` for the names that are known.
+    split_fused : bool
+        Whether key and value of a fused projection are layers of their own. If not, it is one layer, of
+        role 'key', with one factor for queries, keys and values together.
 
     Returns
     -------
@@ -87,7 +103,7 @@ def find_kv_layers(model: torch.nn.Module) -> list[KVLayer]:
         layer
         for name, module in model.named_modules()
         if not any(name == part or name.startswith(f"{part}.") for part in uncached)
-        for layer in _layers_of(name, module)
+        for layer in _layers_of(name, module, split_fused)
     ]
 
 
@@ -103,7 +119,7 @@ def find_state_layers(model: torch.nn.Module) -> list[str]:
     ]
 
 
-def _layers_of(name: str, module: torch.nn.Module) -> Iterator[KVLayer]:
+def _layers_of(name: str, module: torch.nn.Module, split_fused: bool) -> Iterator[KVLayer]:
     """The projections that `module`, called `name`, holds as its own children."""
     children = dict(module.named_children())
     prefix = f"{name}." if name else ""
@@ -116,6 +132,39 @@ def _layers_of(name: str, module: torch.nn.Module) -> Iterator[KVLayer]:
             head_dim = _head_dim(module)
             yield KVLayer(prefix + pair.key, "key", *_heads(key, head_dim), source)
             yield KVLayer(prefix + pair.value, "value", *_heads(value, head_dim), source)
+    yield from _latent_layers(prefix, module)
+    for fused in FUSED_PROJECTIONS:
+        projection = children.get(fused.name)
+        if projection is None or not is_projection(projection):
+            continue
+        found = fused_pair(module, fused, projection)
+        if found is None:
+            continue
+        path, source = prefix + fused.name, f"{type(module).__name__} ({fused.name})"
+        if not split_fused:
+            yield KVLayer(path, "key", source=source)
+            continue
+        yield KVLayer(f"{path}.key", "key", found.heads, found.head_dim, source, found.key)
+        yield KVLayer(f"{path}.value", "value", found.heads, found.head_dim, source, found.value)
+
+
+def _latent_layers(prefix: str, attention: torch.nn.Module) -> Iterator[KVLayer]:
+    """What multi-head latent attention (DeepSeek-V2, -V3) caches.
+
+    The rotary part of the key, which all heads share, and the latent after its norm, which keys and values
+    are computed from.
+    """
+    projection = getattr(attention, LATENT_PROJECTION, None)
+    if not isinstance(getattr(attention, LATENT_NORM, None), torch.nn.Module) or projection is None:
+        return
+    channels = out_features(projection)
+    rank = getattr(attention, "kv_lora_rank", None)
+    if channels is None or not isinstance(rank, int) or not 0 < rank < channels:
+        return
+    source = f"{type(attention).__name__} ({LATENT_PROJECTION}, {LATENT_NORM})"
+    rotary = ChannelSlice(rank, channels)
+    yield KVLayer(f"{prefix}{LATENT_PROJECTION}.key", "key", 1, rotary.channels, source, rotary)
+    yield KVLayer(f"{prefix}{LATENT_NORM}", "value", 1, rank, source)
 
 
 def _heads(projection: torch.nn.Module, head_dim: int | None) -> tuple[int | None, int | None]:

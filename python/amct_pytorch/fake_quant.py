@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from amct_pytorch._projection import channels_last
+from amct_pytorch._projection import ChannelSlice, channels_last
+from amct_pytorch.discovery import find_kv_layers
 from amct_pytorch.record import KVFactors, read_record
 
 
@@ -50,6 +51,7 @@ def load_factors(record: str | os.PathLike[str] | Mapping[str, KVFactors]) -> Ma
 def refuse_foreign(record: Any, factors: Mapping[str, KVFactors], model: torch.nn.Module) -> None:
     """Raise ValueError where `factors`, read from `record`, name a layer that the model does not have."""
     known = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    known |= {layer.name for layer in find_kv_layers(model)}
     foreign = [name for name in factors if name not in known]
     if foreign:
         source = "the record" if isinstance(record, Mapping) else f"record '{os.fspath(record)}'"
@@ -90,9 +92,12 @@ def fake_quantized(
     factors = load_factors(record)
     modules = dict(model.named_modules(remove_duplicate=False))
     refuse_foreign(record, factors, model)
+    parts = {layer.name: layer for layer in find_kv_layers(model) if layer.slice is not None}
 
-    def hook_for(layer_factors: KVFactors) -> Any:
+    def hook_for(layer_factors: KVFactors, part: ChannelSlice | None) -> Any:
         def hook(module: torch.nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+            if part is not None:
+                return part.replaced(output, fake_quantize(part.of(output), layer_factors))
             stored = fake_quantize(channels_last(module, output), layer_factors)
             return channels_last(module, stored)  # which turns it back
 
@@ -100,5 +105,8 @@ def fake_quantized(
 
     with contextlib.ExitStack() as stack:
         for name, layer_factors in factors.items():
-            stack.callback(modules[name].register_forward_hook(hook_for(layer_factors)).remove)
+            part = parts.get(name)
+            module = modules[name if part is None else part.module]
+            hook = hook_for(layer_factors, None if part is None else part.slice)
+            stack.callback(module.register_forward_hook(hook).remove)
         yield model

@@ -6,10 +6,13 @@
 #include "amct/record/record_file.h"
 #include "amct/search/search.h"
 
+#include <cstdint>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -26,6 +29,40 @@ std::vector<std::string> layer_names(const amct::CalibrationConfig& config) {
   std::vector<std::string> names;
   for (const amct::LayerConfig& layer : config.layers) names.push_back(layer.name);
   return names;
+}
+
+constexpr const char* name_of(amct::Tap tap) {
+  return tap == amct::Tap::kCache ? "cache" : "linear";
+}
+
+/// (begin, end, groups)
+using SliceTuple = std::tuple<std::int64_t, std::int64_t, std::int64_t>;
+/// (name, tap, role, slice, max_position)
+using Place = std::tuple<std::string, std::string, std::optional<std::string>,
+                         std::optional<SliceTuple>, std::optional<std::int64_t>>;
+
+std::vector<Place> places(const amct::CalibrationConfig& config) {
+  std::vector<Place> result;
+  for (const amct::LayerConfig& layer : config.layers) {
+    std::optional<std::string> role;
+    if (layer.role) role = *layer.role == amct::KVRole::kKey ? "key" : "value";
+    std::optional<SliceTuple> slice;
+    if (layer.slice) slice.emplace(layer.slice->begin, layer.slice->end, layer.slice->groups);
+    result.emplace_back(layer.name, name_of(layer.tap), role, slice, layer.max_position);
+  }
+  return result;
+}
+
+void place(amct::CalibrationConfig& config, const std::string& name,
+           const std::optional<std::string>& role, const std::optional<SliceTuple>& slice,
+           const std::optional<std::string>& tap, std::optional<std::int64_t> max_position) {
+  for (amct::LayerConfig& layer : config.layers) {
+    if (layer.name != name) continue;
+    if (role) layer.role = *role == "key" ? amct::KVRole::kKey : amct::KVRole::kValue;
+    if (slice) layer.slice = {std::get<0>(*slice), std::get<1>(*slice), std::get<2>(*slice)};
+    if (tap) layer.tap = *tap == "cache" ? amct::Tap::kCache : amct::Tap::kLinear;
+    if (max_position) layer.max_position = max_position;
+  }
 }
 
 /// (name, type, whether it can be calibrated)
@@ -45,6 +82,13 @@ void bind_config(nb::module_& module) {
                                       "Which layers to calibrate, and how.")
       .def_ro("batch_num", &amct::CalibrationConfig::batch_num, "Batches a layer observes.")
       .def_prop_ro("layer_names", &layer_names, "Names of the layers, in order.")
+      .def(
+          "places", &places,
+          "Where each layer is observed: (name, tap, role, slice, max_position), in order; a slice "
+          "is (begin, end, groups).")
+      .def("place", &place, "name"_a, "role"_a, "slice"_a, "tap"_a, "max_position"_a,
+           "Say what layer `name` is and where it is observed. None for tap and max_position "
+           "leaves them as they are.")
       .def(
           "to_json",
           [](const amct::CalibrationConfig& config) {

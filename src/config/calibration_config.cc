@@ -126,6 +126,15 @@ Settings settings_of(const LayerConfig& layer, const AlgorithmSpec& spec) {
   settings.emplace_back("quant_granularity", static_cast<std::int64_t>(layer.granularity));
   if (layer.nonfinite == NonFinitePolicy::kSkip)
     settings.emplace_back("nonfinite", std::string("skip"));
+  if (layer.tap == Tap::kCache) settings.emplace_back("tap", std::string("cache"));
+  if (layer.role)
+    settings.emplace_back("role", std::string(*layer.role == KVRole::kKey ? "key" : "value"));
+  if (layer.slice) {
+    settings.emplace_back("slice", std::vector<double>{static_cast<double>(layer.slice->begin),
+                                                       static_cast<double>(layer.slice->end)});
+    if (layer.slice->groups > 1) settings.emplace_back("slice_groups", layer.slice->groups);
+  }
+  if (layer.max_position) settings.emplace_back("max_position", *layer.max_position);
   return settings;
 }
 
@@ -134,13 +143,17 @@ std::string quoted(const std::string& text) { return Json(text).dump(-1, ' ', tr
 std::string indented(int depth) { return std::string(static_cast<std::size_t>(4 * depth), ' '); }
 
 /// A setting as Python's json.dumps(indent=4, separators=(',', ':')) writes it.
-std::string to_json_text(const OptionValue& value, int depth) {
+/// A list holds whole numbers where it is a slice.
+std::string to_json_text(const std::string& key, const OptionValue& value, int depth) {
   if (const auto* text = std::get_if<std::string>(&value)) return quoted(*text);
   const auto* list = std::get_if<std::vector<double>>(&value);
   if (list == nullptr) return to_string(value);
   std::string lines = "[\n";
   for (std::size_t i = 0; i < list->size(); ++i) {
-    lines += indented(depth + 1) + to_string(OptionValue((*list)[i]));
+    const double number = (*list)[i];
+    lines += indented(depth + 1) + to_string(key == "slice"
+                                                 ? OptionValue(static_cast<std::int64_t>(number))
+                                                 : OptionValue(number));
     lines += i + 1 < list->size() ? ",\n" : "\n";
   }
   return lines + indented(depth) + "]";
@@ -210,7 +223,8 @@ std::string to_json(const CalibrationConfig& config, const AlgorithmCatalog& cat
             ":{\n";
     const Settings settings = settings_of(layer, *spec);
     for (std::size_t i = 0; i < settings.size(); ++i) {
-      text += indented(3) + quoted(settings[i].first) + ":" + to_json_text(settings[i].second, 3);
+      const auto& [key, value] = settings[i];
+      text += indented(3) + quoted(key) + ":" + to_json_text(key, value, 3);
       text += i + 1 < settings.size() ? ",\n" : "\n";
     }
     text += indented(2) + "}\n" + indented(1) + "}";

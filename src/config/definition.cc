@@ -141,11 +141,26 @@ struct Definition::Impl {
     return nullptr;
   }
 
+  static void set_place(const std::vector<const ProtoCalibration*>& messages, LayerConfig& layer) {
+    for (const ProtoCalibration* given : messages) {
+      if (!given->has_tap()) continue;
+      layer.tap = given->tap() == AMCTPytorchQuantCaliProto::cache ? Tap::kCache : Tap::kLinear;
+      break;
+    }
+    for (const ProtoCalibration* given : messages) {
+      if (!given->has_max_position()) continue;
+      layer.max_position = given->max_position();
+      break;
+    }
+  }
+
   LayerConfig configure(const std::string& name) const {
     // Sources in order of priority.
+    std::vector<const ProtoCalibration*> messages;
+    if (const ProtoCalibration* own = override_of(name)) messages.push_back(own);
+    messages.push_back(&message.kv_cache_quant_config().calibration_config());
     std::vector<Source> all;
-    if (const ProtoCalibration* own = override_of(name)) all.emplace_back(*own, *catalog);
-    all.emplace_back(message.kv_cache_quant_config().calibration_config(), *catalog);
+    for (const ProtoCalibration* given : messages) all.emplace_back(*given, *catalog);
     std::erase_if(all, [](const Source& source) { return source.spec() == nullptr; });
 
     const AlgorithmSpec& spec = all.empty() ? catalog->front() : *all.front().spec();
@@ -174,6 +189,7 @@ struct Definition::Impl {
       }
     }
     check_conflicts(layer, spec, fail);
+    set_place(messages, layer);
     return layer;
   }
 };

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
+#include <initializer_list>
 #include <optional>
 #include <string_view>
 
@@ -9,8 +11,10 @@ namespace amct {
 namespace {
 
 /// Names that are reserved for extensions and that this version does not read yet.
-constexpr std::array<std::string_view, 6> kReserved{"dst_type", "head_num", "tap",
-                                                    "slice",    "role",     "search_clip_min"};
+constexpr std::array<std::string_view, 3> kReserved{"dst_type", "head_num", "search_clip_min"};
+/// Settings of a layer that only a model's configuration can give.
+constexpr std::array<std::string_view, 5> kPlace{"tap", "role", "slice", "slice_groups",
+                                                 "max_position"};
 
 std::vector<std::string> names_of(const AlgorithmCatalog& catalog) {
   std::vector<std::string> names;
@@ -47,15 +51,77 @@ class Reader {
         layer.nonfinite = nonfinite(value);
       } else if (key == "num_bits") {
         check_num_bits(value);
+      } else if (dialect_ == SettingsDialect::kFile &&
+                 std::ranges::find(kPlace, key) != kPlace.end()) {
+        set_place(layer, key, value);
       } else {
         unknown(key, spec);
       }
     }
+    check_place(layer);
     check_conflicts(layer, spec, fail_);
     return layer;
   }
 
  private:
+  void set_place(LayerConfig& layer, const std::string& key, const OptionValue& value) {
+    if (key == "tap") {
+      layer.tap = word<Tap>(key, value, {{"linear", Tap::kLinear}, {"cache", Tap::kCache}});
+    } else if (key == "role") {
+      layer.role = word<KVRole>(key, value, {{"key", KVRole::kKey}, {"value", KVRole::kValue}});
+    } else if (key == "max_position") {
+      layer.max_position = at_least(key, value, 0);
+    } else if (key == "slice_groups") {
+      slice_groups_ = at_least(key, value, 1);
+    } else {
+      layer.slice = slice(value);
+    }
+  }
+
+  void check_place(LayerConfig& layer) const {
+    if (slice_groups_ && !layer.slice)
+      fail_(SettingsProblem::kRange, "slice_groups is there, but no slice");
+    if (slice_groups_ && layer.slice) layer.slice->groups = *slice_groups_;
+    if (layer.role) return;
+    if (layer.slice) fail_(SettingsProblem::kRange, "slice needs a role: 'key' or 'value'");
+    if (layer.tap == Tap::kCache)
+      fail_(SettingsProblem::kRange, "tap 'cache' needs a role: 'key' or 'value'");
+  }
+
+  template <typename Value>
+  Value word(const std::string& key, const OptionValue& value,
+             std::initializer_list<std::pair<std::string_view, Value>> words) const {
+    std::string wanted;
+    for (const auto& [word, result] : words)
+      wanted += (wanted.empty() ? "'" : " or '") + std::string(word) + "'";
+    const auto given = get<std::string>(key, value, wanted.c_str());
+    for (const auto& [word, result] : words) {
+      if (given == word) return result;
+    }
+    fail_(SettingsProblem::kRange, key + " must be " + wanted + ", not \"" + given + "\"");
+    return {};
+  }
+
+  std::int64_t at_least(const std::string& key, const OptionValue& value,
+                        std::int64_t least) const {
+    const std::string wanted = "an integer, " + std::to_string(least) + " or more";
+    const auto number = get<std::int64_t>(key, value, wanted.c_str());
+    if (number < least || number > kMaxPlace)
+      fail_(SettingsProblem::kRange, key + " must be " + wanted + ", not " + to_string(value));
+    return number;
+  }
+
+  ChannelSlice slice(const OptionValue& value) const {
+    const std::string wanted = "two integers [begin, end], 0 <= begin < end";
+    const auto ends = get<std::vector<double>>("slice", value, wanted.c_str());
+    const auto whole = [](double end) {
+      return end >= 0 && end <= static_cast<double>(kMaxPlace) && end == std::floor(end);
+    };
+    if (ends.size() != 2 || !std::ranges::all_of(ends, whole) || ends[0] >= ends[1])
+      fail_(SettingsProblem::kRange, "slice must be " + wanted + ", not " + to_string(value));
+    return {static_cast<std::int64_t>(ends[0]), static_cast<std::int64_t>(ends[1])};
+  }
+
   /// The value as T, or a type problem.
   template <typename T>
   T get(const std::string& key, const OptionValue& value, const char* wanted) const {
@@ -129,15 +195,26 @@ class Reader {
     std::vector<std::string> known{"act_algo", "asymmetric", "quant_granularity", "nonfinite",
                                    "num_bits"};
     if (dialect_ == SettingsDialect::kOperator) {
+      if (std::ranges::find(kPlace, key) != kPlace.end()) {
+        fail_(SettingsProblem::kUnknownKey,
+              "'" + key +
+                  "' belongs into a configuration file; an operator observes what it is "
+                  "called with");
+      }
       known.insert(known.end(), {"batch_num", "with_offset"});
+    } else {
+      known.insert(known.end(), kPlace.begin(), kPlace.end());
     }
     for (const OptionSpec& option : spec.options) known.push_back(option.key);
     fail_(SettingsProblem::kUnknownKey, "unknown key '" + key + "'" + suggestion(key, known));
   }
 
+  static constexpr std::int64_t kMaxPlace = std::int64_t{1} << 31;
+
   SettingsDialect dialect_;
   const AlgorithmCatalog& catalog_;
   const SettingsFailure& fail_;
+  std::optional<std::int64_t> slice_groups_;
 };
 
 }  // namespace

@@ -26,8 +26,7 @@ using Settings = std::vector<std::pair<std::string, OptionValue>>;
 /// Throws; called with a message that names the key.
 using SettingsFailure = std::function<void(SettingsProblem, const std::string&)>;
 
-/// Fills algorithm, options, asymmetric, granularity and nonfinite of a LayerConfig from
-/// `settings`. `fail` must throw.
+/// Fills all of a LayerConfig but its name from `settings`. `fail` must throw.
 LayerConfig parse_layer_settings(const Settings& settings, SettingsDialect dialect,
                                  const AlgorithmCatalog& catalog, const SettingsFailure& fail);
 

@@ -529,7 +529,8 @@ def free():
             amct.calibration_run(model).write_record()
         record.unlink()
         amct.calibration_run(model).write_record()
-        assert list(amct.read_record(record)) == DECODER_LAYERS[:1]
+        written = list(amct.read_record(record))  # of the layers that were searched by then
+        assert written == DECODER_LAYERS[: len(written)] != []
         model(tokens())
         assert list(amct.read_record(record)) == DECODER_LAYERS
 

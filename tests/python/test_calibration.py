@@ -31,7 +31,14 @@ from helpers import (
 class TestInterface:
     def test_arguments(self) -> None:
         config = inspect.signature(amct.create_quant_cali_config)
-        assert list(config.parameters) == ["config_file", "model", "quant_layers", "config_defination"]
+        assert list(config.parameters) == [
+            "config_file",
+            "model",
+            "quant_layers",
+            "config_defination",
+            "split_fused",
+        ]
+        assert config.parameters["split_fused"].kind is inspect.Parameter.KEYWORD_ONLY  # an extension
         assert config.parameters["quant_layers"].default is None
         assert config.parameters["config_defination"].default is None
         model = inspect.signature(amct.create_quant_cali_model)

@@ -55,7 +55,14 @@ class TestLayers:
             "heads": 4,
             "head_dim": 8,
             "source": "BertSelfAttention (key, value)",
+            "slice": None,
         }
+
+    def test_fused(self, tmp_path: Path) -> None:
+        result = run("layers", "--json", saved(tmp_path, "phi3", pad_token_id=0))
+        key, value = json.loads(result.stdout)["layers"][:2]
+        assert (key["name"], key["slice"]) == ("model.layers.0.self_attn.qkv_proj.key", [32, 48, 1])
+        assert (value["name"], value["slice"]) == ("model.layers.0.self_attn.qkv_proj.value", [48, 64, 1])
 
     def test_hybrid(self, tmp_path: Path) -> None:
         folder = saved(

@@ -12,6 +12,7 @@ import pytest
 import torch
 from amct_pytorch._projection import is_projection
 from amct_pytorch.discovery import PROJECTION_PAIRS, KVLayer, find_state_layers
+from families import SIZES, tiny
 from helpers import DECODER_LAYERS, Decoder, calibrated, config_for, tokens
 
 
@@ -135,131 +136,8 @@ def test_patterns(tmp_path: Path) -> None:
         config_for(tmp_path, Decoder(), ["layer.*"])
 
 
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 16,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "vocab_size": 32,
-    "pad_token_id": 0,
-}
-MOE = {"num_local_experts": 2, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8}
-LLAMA_LIKE = [f"model.layers.{i}.self_attn.{p}_proj" for i in range(2) for p in "kv"]
-# The family, what its configuration needs beside SIZES, the layers, the heads of each.
-FAMILIES: dict[str, tuple[dict[str, Any], list[str], int]] = {
-    **{
-        family: ({}, LLAMA_LIKE, 2)
-        for family in (
-            "llama",
-            "qwen2",
-            "qwen3",
-            "mistral",
-            "gemma",
-            "gemma2",
-            "gemma3_text",
-            "starcoder2",
-            "olmo2",
-            "cohere",
-            "glm4",
-        )
-    },
-    "mixtral": (MOE, LLAMA_LIKE, 2),
-    "qwen3_moe": (MOE, LLAMA_LIKE, 2),
-    "llama4_text": ({**MOE, "intermediate_size_mlp": 16}, LLAMA_LIKE, 2),
-    "opt": (
-        {"ffn_dim": 16, "word_embed_proj_dim": 32},
-        [f"model.decoder.layers.{i}.self_attn.{p}_proj" for i in range(2) for p in "kv"],
-        4,
-    ),
-    "jamba": (
-        {**MOE, "attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
-        [f"model.layers.1.self_attn.{p}_proj" for p in "kv"],
-        2,
-    ),
-    "bert": (
-        {},
-        [f"bert.encoder.layer.{i}.attention.self.{p}" for i in range(2) for p in ("key", "value")],
-        4,
-    ),
-    "distilbert": (
-        {"dim": 32, "n_heads": 4, "n_layers": 2, "hidden_dim": 16},
-        [f"distilbert.transformer.layer.{i}.attention.{p}_lin" for i in range(2) for p in "kv"],
-        4,
-    ),
-    "t5": (
-        {"d_model": 32, "d_kv": 8, "d_ff": 16, "num_heads": 4, "num_layers": 2},
-        [
-            f"decoder.block.{i}.layer.{j}.{kind}.{p}"
-            for i in range(2)
-            for j, kind in enumerate(("SelfAttention", "EncDecAttention"))
-            for p in "kv"
-        ],
-        4,
-    ),
-    "bart": (
-        {
-            "d_model": 32,
-            "encoder_layers": 2,
-            "decoder_layers": 2,
-            "encoder_attention_heads": 4,
-            "decoder_attention_heads": 4,
-            "encoder_ffn_dim": 16,
-            "decoder_ffn_dim": 16,
-        },
-        [
-            f"model.decoder.layers.{i}.{kind}.{p}_proj"
-            for i in range(2)
-            for kind in ("self_attn", "encoder_attn")
-            for p in "kv"
-        ],
-        4,
-    ),
-}
-
-
-def _tiny(family: str, build: str) -> torch.nn.Module:
-    transformers = pytest.importorskip("transformers")
-    config = transformers.AutoConfig.for_model(family, **{**SIZES, **FAMILIES[family][0]})
-    model: torch.nn.Module = getattr(transformers, build).from_config(config)
-    return model.eval()
-
-
-def _build_of(family: str) -> str:
-    if family in ("bert", "distilbert"):
-        return "AutoModelForMaskedLM"
-    return "AutoModelForSeq2SeqLM" if family in ("t5", "bart") else "AutoModelForCausalLM"
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_models_of_transformers(family: str, tmp_path: Path) -> None:
-    """From the model to a record and a fake-quantized forward, without naming a layer."""
-    torch.manual_seed(0)
-    model = _tiny(family, _build_of(family))
-    _, names, heads = FAMILIES[family]
-    layers = amct.find_kv_layers(model)
-    assert [layer.name for layer in layers] == names
-    assert [layer.role for layer in layers] == ["key", "value"] * (len(names) // 2)
-    assert {(layer.heads, layer.head_dim) for layer in layers} == {(heads, 8)}
-    assert all(layer.source for layer in layers)
-
-    ids = {"input_ids": torch.arange(1, 13).view(2, 6)}
-    if family in ("t5", "bart"):
-        ids["decoder_input_ids"] = torch.arange(11, 21).view(2, 5)
-    calibrated(tmp_path, model)
-    with torch.inference_mode():
-        plain = model(**ids, use_cache=False).logits if "bert" not in family else model(**ids).logits
-        record = amct.read_record(tmp_path / "record.txt")
-        assert list(record) == names
-        with amct.fake_quantized(model, record):
-            stored = model(**ids).logits
-    assert not torch.equal(stored, plain)
-    assert torch.nn.functional.cosine_similarity(stored.flatten(), plain.flatten(), dim=0) > 0.98
-
-
 def test_state_layers_are_left_alone_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    model = _tiny("jamba", "AutoModelForCausalLM")
+    model = tiny("jamba")
     assert find_state_layers(model) == ["model.layers.0.mamba"]
     with caplog.at_level(logging.INFO, "amct_pytorch"):
         config_for(tmp_path, model)

@@ -15,6 +15,25 @@
 
 namespace amct {
 
+/// Where a layer is observed.
+enum class Tap : std::uint8_t {
+  kLinear,  ///< what its projection puts out
+  kCache,   ///< what goes into the cache: after normalization of keys and rotary embedding
+};
+
+enum class KVRole : std::uint8_t { kKey, kValue };
+
+/// The part of a fused projection's output that is one layer: of `groups` equal groups of
+/// neighbouring channels, channels [begin, end) of each. One group for query, key and value in
+/// blocks; one a head, or a group of query heads, where they take turns.
+struct ChannelSlice {
+  std::int64_t begin = 0;
+  std::int64_t end = 0;
+  std::int64_t groups = 1;
+
+  friend bool operator==(const ChannelSlice&, const ChannelSlice&) = default;
+};
+
 /// How one layer is calibrated.
 struct LayerConfig {
   std::string name;       ///< the module's path in the model
@@ -24,6 +43,12 @@ struct LayerConfig {
       asymmetric;  ///< whether factors have an offset; unset: activation_offset decides
   Granularity granularity = Granularity::kPerTensor;
   NonFinitePolicy nonfinite = NonFinitePolicy::kRaise;
+  Tap tap = Tap::kLinear;
+  std::optional<KVRole> role;         ///< what the layer is; tap cache and slices need it
+  std::optional<ChannelSlice> slice;  ///< the layer is `<module>.key` or `<module>.value`
+  /// Keys per channel at tap cache: factors hold up to this position (exclusive); 0: the positions
+  /// observed alone; unset: those that the model is made for.
+  std::optional<std::int64_t> max_position;
 
   friend bool operator==(const LayerConfig&, const LayerConfig&) = default;
 };

@@ -48,6 +48,50 @@ TEST(CalibrationConfigTest, AbsentSettingsTakeTheirDefaults) {
   EXPECT_EQ(config, default_config(names, algorithm_catalog()));
 }
 
+TEST(CalibrationConfigTest, ThePlaceOfALayerIsReadAndWrittenBack) {
+  const std::string text = R"({
+    "batch_num":1,
+    "activation_offset":true,
+    "c_attn.key":{
+        "kv_data_quant_config":{
+            "act_algo":"minmax",
+            "quant_granularity":1,
+            "tap":"cache",
+            "role":"key",
+            "slice":[
+                64,
+                128
+            ],
+            "slice_groups":4,
+            "max_position":4096
+        }
+    },
+    "c_attn.value":{
+        "kv_data_quant_config":{
+            "act_algo":"minmax",
+            "quant_granularity":0,
+            "role":"value",
+            "slice":[
+                128,
+                192
+            ]
+        }
+    }
+})";
+  const CalibrationConfig config = parse(text);
+  EXPECT_EQ(to_json(config, algorithm_catalog()), text);
+  const LayerConfig& key = config.layers.at(0);
+  EXPECT_EQ(key.tap, Tap::kCache);
+  EXPECT_EQ(key.role, KVRole::kKey);
+  EXPECT_EQ(key.slice, (ChannelSlice{64, 128, 4}));
+  EXPECT_EQ(key.max_position, 4096);
+  const LayerConfig& value = config.layers.at(1);
+  EXPECT_EQ(value.tap, Tap::kLinear);
+  EXPECT_EQ(value.role, KVRole::kValue);
+  EXPECT_EQ(value.slice, (ChannelSlice{128, 192, 1}));
+  EXPECT_EQ(value.max_position, std::nullopt);
+}
+
 TEST(CalibrationConfigTest, EverySettingIsReadAndWrittenBack) {
   const std::string text = R"({
     "batch_num":7,

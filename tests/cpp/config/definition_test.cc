@@ -93,6 +93,19 @@ TEST(DefinitionTest, EverySettingOfAnOverrideWinsAndTheRestComesFromTheCommonOne
   EXPECT_EQ(special.granularity, Granularity::kPerTensor);
 }
 
+TEST(DefinitionTest, TheTapAndItsReachComeFromTheOverrideThenTheCommonOne) {
+  const CalibrationConfig config = configure(
+      "kv_cache_quant_config { quant_layers: 'a' quant_layers: 'b' calibration_config { "
+      "tap: cache max_position: 512 } } "
+      "override_layers_configs { layer_name: 'b' kv_data_quant_config { tap: linear } }");
+  ASSERT_EQ(config.layers.size(), 2U);
+  EXPECT_EQ(config.layers[0].tap, Tap::kCache);
+  EXPECT_EQ(config.layers[0].max_position, 512);
+  EXPECT_EQ(config.layers[0].algorithm, "ifmr");
+  EXPECT_EQ(config.layers[1].tap, Tap::kLinear);
+  EXPECT_EQ(config.layers[1].max_position, 512);
+}
+
 TEST(DefinitionTest, OffsetComesFromTheOverrideThenTheCommonOneThenTheGlobal) {
   const auto offset = [](const std::string& global, const std::string& common,
                          const std::string& override_text) {

@@ -141,7 +141,7 @@ TEST(OperatorParamsErrorTest, UnknownKeysAndKeysOfAnotherAlgorithm) {
                            {"batchnum", "did you mean 'batch_num'?"});
   expect_error<StateError>([] { parse({{"with_ofset", true}}); }, {"did you mean 'with_offset'?"});
   expect_error<StateError>([] { parse({{"nonsense", true}}); }, {"unknown key 'nonsense'"});
-  expect_error<StateError>([] { parse({{"slice", List{0, 1}}}); }, {"slice", "not support"});
+  expect_error<StateError>([] { parse({{"slice", List{0, 1}}}); }, {"slice", "configuration file"});
 }
 
 }  // namespace

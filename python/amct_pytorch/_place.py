@@ -1,0 +1,46 @@
+"""Where the layers of a configuration are observed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from amct_pytorch._core import CalibrationConfig
+from amct_pytorch._projection import ChannelSlice
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one layer of a configuration is observed.
+
+    Attributes
+    ----------
+    name : str
+        The layer.
+    tap : {'linear', 'cache'}
+        At what its projection puts out, or at what goes into the cache.
+    role : {'key', 'value'} or None
+        What it is, where the configuration says so.
+    slice : ChannelSlice or None
+        Which channels of a fused projection it is.
+    max_position : int or None
+        See the settings of the configuration.
+    """
+
+    name: str
+    tap: str
+    role: str | None
+    slice: ChannelSlice | None
+    max_position: int | None
+
+    @property
+    def module(self) -> str:
+        """Path of the module in the model."""
+        return self.name if self.slice is None else self.name.rpartition(".")[0]
+
+
+def places_of(config: CalibrationConfig) -> list[Place]:
+    """Where the layers of a configuration are observed, in its order."""
+    return [
+        Place(name, tap, role, None if part is None else ChannelSlice(*part), max_position)
+        for name, tap, role, part, max_position in config.places()
+    ]

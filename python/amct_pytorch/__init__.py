@@ -15,6 +15,7 @@ The factors are those of INT8 storage with a subtracted offset:
 Messages go through the logger ``amct_pytorch``.
 """
 
+from amct_pytorch._cache_tap import observe_cache
 from amct_pytorch._core import LayerResult, NonFiniteError, __version__
 from amct_pytorch.calibration import (
     CalibrationRun,
@@ -42,6 +43,7 @@ __all__ = [
     "fake_quantize",
     "fake_quantized",
     "find_kv_layers",
+    "observe_cache",
     "read_record",
     "remove_quant_cali",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from amct_pytorch._device import DeviceLayers
 from amct_pytorch._graphs import outside_graphs
 from amct_pytorch._observe import Recorder, kept_back, observe
+from amct_pytorch._padding import Padding
 from amct_pytorch._projection import ChannelSlice, channels_last
 
 # Where a module keeps its taps. They live in __dict__ beside the hook, so that neither the module's
@@ -27,7 +29,65 @@ class Owner(Protocol):
         """Told when the tap is taken off before that."""
 
 
-class LinearTap:
+class Tap:
+    """What observes layers of one module: kept by the module, and refusing to be copied while it observes."""
+
+    def __init__(
+        self, module: torch.nn.Module, names: Iterable[str], layers: DeviceLayers, owner: Owner
+    ) -> None:
+        self._layers = layers
+        self._observe = outside_graphs(observe)
+        self._names = set(names)  # of the layers that are not finished
+        self._owner = owner  # the run lives as long as one of its taps
+        module.__dict__.setdefault(_TAPS, []).append(self)
+
+    @property
+    def owner(self) -> Owner:
+        """The CalibrationRun this tap belongs to."""
+        return self._owner
+
+    def take_hooks_off(self) -> None:
+        """Observe nothing any more."""
+        raise NotImplementedError
+
+    def remove(self, module: torch.nn.Module) -> None:
+        """Take the tap off its module."""
+        self.take_hooks_off()
+        taps = module.__dict__[_TAPS]
+        taps.remove(self)
+        if not taps:
+            del module.__dict__[_TAPS]
+
+    def observe(self, name: str, x: Any) -> None:
+        """Add a batch of layer `name`; hooks are taken off as the last layer is finished."""
+        finished = False
+        try:
+            finished = self._observe(self._layers, name, x)
+        except Exception:
+            finished = self._layers.session.finished(name)  # then only its record could not be written
+            raise
+        finally:
+            if finished:
+                self._names.discard(name)
+                if not self._names:
+                    self.take_hooks_off()
+                self._owner.layer_finished()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        # A copy of a finished layer is an ordinary module again.
+        self._refuse_unless_finished("copied")
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        self._refuse_unless_finished("pickled")
+        return (type(None), ())
+
+    def _refuse_unless_finished(self, action: str) -> None:
+        for name in sorted(self._names):
+            if not self._layers.session.finished(name):
+                raise _refusal(name, action)
+
+
+class LinearTap(Tap):
     """Observes the output of one module until its layer is finished, then takes its hook off.
 
     A hook rather than a wrapper keeps the module what it is: the same class, attributes, state_dict
@@ -41,56 +101,25 @@ class LinearTap:
         name: str,
         layers: DeviceLayers,
         owner: Owner,
+        padding: Padding,
         part: ChannelSlice | None = None,
     ) -> None:
-        self.name = name
-        self._layers = layers
+        super().__init__(module, [name], layers, owner)
+        self._name = name
         self._part = part
-        self._observe = outside_graphs(observe)
-        self._owner = owner  # the run lives as long as one of its taps
-        module.__dict__.setdefault(_TAPS, []).append(self)
+        self._padding = padding
         self._hook = module.register_forward_hook(self)
 
     def __call__(self, module: torch.nn.Module, args: Any, output: Any) -> None:
-        finished = False
-        try:
-            if isinstance(output, torch.Tensor):
-                output = channels_last(module, output)
-                if self._part is not None:
-                    output = self._part.of(output)
-            finished = self._observe(self._layers, self.name, output)
-        except Exception:
-            finished = self._layers.session.finished(self.name)  # then only its record could not be written
-            raise
-        finally:
-            if finished:
-                self._hook.remove()
-                self._owner.layer_finished()
+        if isinstance(output, torch.Tensor):
+            output = channels_last(module, output)
+            if self._part is not None:
+                output = self._part.of(output)
+            output = self._padding.without(self._name, output)
+        self.observe(self._name, output)
 
-    @property
-    def owner(self) -> Owner:
-        """The CalibrationRun this tap belongs to."""
-        return self._owner
-
-    def remove(self, module: torch.nn.Module) -> None:
-        """Take the tap off its module."""
+    def take_hooks_off(self) -> None:
         self._hook.remove()
-        taps = module.__dict__[_TAPS]
-        taps.remove(self)
-        if not taps:
-            del module.__dict__[_TAPS]
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        # A copy of a finished layer is an ordinary module again.
-        self._refuse_unless_finished("copied")
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        self._refuse_unless_finished("pickled")
-        return (type(None), ())
-
-    def _refuse_unless_finished(self, action: str) -> None:
-        if not self._layers.session.finished(self.name):
-            raise _refusal(self.name, action)
 
 
 class EndOfForward:
@@ -135,7 +164,7 @@ def _refusal(layer: str, action: str) -> RuntimeError:
     )
 
 
-def taps_of(module: torch.nn.Module) -> list[LinearTap]:
+def taps_of(module: torch.nn.Module) -> list[Tap]:
     """The taps of a module."""
     # Of a copied module there is nothing left in the places of the taps.
     return [tap for tap in module.__dict__.get(_TAPS, ()) if tap is not None]

@@ -11,11 +11,14 @@ from typing import Any
 import torch
 
 from amct_pytorch import _core
+from amct_pytorch._cache_tap import CacheTap
 from amct_pytorch._checks import DEFAULT_MEMORY_BUDGET, require_memory_budget, require_path, require_type
 from amct_pytorch._log import logger
 from amct_pytorch._observe import Recorder
+from amct_pytorch._padding import Padding
 from amct_pytorch._place import Place, places_of
 from amct_pytorch._projection import ChannelSlice, is_projection, out_features
+from amct_pytorch._rotary import RotaryCalls
 from amct_pytorch._tap import EndOfForward, LinearTap, taps_of
 from amct_pytorch.discovery import KVLayer, find_kv_layers, find_state_layers
 from amct_pytorch.nn.module.quantization.quant_calibration_op import QuantCalibrationOp
@@ -32,6 +35,8 @@ def create_quant_cali_config(
     config_defination: str | None = None,
     *,
     split_fused: bool = True,
+    tap: str | None = None,
+    max_position: int | None = None,
 ) -> None:
     """Write the configuration file of a calibration.
 
@@ -52,6 +57,15 @@ def create_quant_cali_config(
         Whether the keys and values of fused projections that are found get factors of their own, as layers
         ``<projection>.key`` and ``<projection>.value``. If not, one factor is that of queries, keys and
         values together. A fused projection that is named by itself always has one.
+    tap : {'linear', 'cache'}, optional
+        Where all layers are observed: at what their projections put out, or at what goes into the cache,
+        after normalization of keys and rotary embedding, which is what most runtimes quantize. Without it
+        the definition decides, and without that it is 'linear'.
+    max_position : int, optional
+        Keys per channel at tap 'cache': the position up to which (exclusive) their factors hold. Each key is
+        also counted as it would be at positions up to there. 0: the positions of the calibration alone.
+        Without it: the definition's, else the model's ``max_position_embeddings``. A shorter reach gives
+        tighter factors.
 
     Raises
     ------
@@ -59,7 +73,9 @@ def create_quant_cali_config(
         An argument has a wrong type.
     ValueError
         A bad file name; a wrong key in `quant_layers`; a layer that is not in the model, cannot be
-        calibrated or is named twice; a pattern that matches no layer; an error in the definition.
+        calibrated or is named twice; a pattern that matches no layer; an error in the definition; an unknown
+        `tap`, or tap 'cache' for a layer of which it is not known whether it is key or value; a negative
+        `max_position`.
     RuntimeError
         There is no layer to calibrate.
     OSError
@@ -79,6 +95,10 @@ def create_quant_cali_config(
         None if config_defination is None else require_path("config_defination", config_defination)
     )
     _core.check_output_path(config_path)
+    if tap not in (None, "linear", "cache"):
+        raise ValueError(f"tap must be 'linear' or 'cache', not {tap!r}")
+    if max_position is not None and require_type("max_position", max_position, int) < 0:
+        raise ValueError(f"max_position must be 0 or more, not {max_position}")
 
     definition = None if definition_path is None else _core.Definition.read(definition_path)
     source = "quant_layers"
@@ -95,10 +115,17 @@ def create_quant_cali_config(
     names = _core.expand_layers(names, layers, source)
     _core.check_layers(names, layers, source)
     config = _core.default_config(names) if definition is None else definition.configure(names)
-    for name in names:
-        layer = known.get(name)
-        if layer is not None and layer.slice is not None:
-            config.place(name, layer.role, layer.slice, None, None)
+    for place in places_of(config):
+        layer = known.get(place.name)
+        is_cached = (tap or place.tap) == "cache"
+        if is_cached and layer is None:
+            raise ValueError(
+                f"{source}: layer '{place.name}' has tap 'cache', but is not among the key and value layers "
+                "that are found in the model; give it a role ('key' or 'value') in the configuration file"
+            )
+        if layer is not None and (is_cached or layer.slice is not None):
+            reach = max_position if is_cached and layer.role == "key" else None
+            config.place(place.name, layer.role, layer.slice, tap, reach)
     config.write(config_path)
 
 
@@ -233,9 +260,41 @@ class CalibrationRun(Recorder):
             _core.Session(config, record_file, memory_budget, _WRITING_SHARE, search_in_background=True)
         )
         # Taps hold the run, so it is released, and reports, when the last of them goes.
+        self._padding = Padding(model)
+        self._rotary: RotaryCalls | None = None
+        at_cache: dict[str, list[tuple[Place, torch.nn.Module]]] = {}
         for place, module in layers:
-            LinearTap(module, place.name, self._layers, owner=self, part=place.slice)
+            if place.tap == "cache":
+                at_cache.setdefault(place.module.rpartition(".")[0], []).append((place, module))
+            else:
+                LinearTap(module, place.name, self._layers, self, self._padding, place.slice)
+        if at_cache:
+            self._rotary = RotaryCalls(model)
+            for name, projections in at_cache.items():
+                self._tap_cache(model, model.get_submodule(name), projections)
         self._end_of_forward = EndOfForward(model, self)
+
+    def _tap_cache(
+        self,
+        model: torch.nn.Module,
+        attention: torch.nn.Module,
+        projections: list[tuple[Place, torch.nn.Module]],
+    ) -> None:
+        assert self._rotary is not None
+        turned = {}
+        for place, _ in projections:
+            reach = _max_position(model) if place.max_position is None else place.max_position
+            if place.role == "key" and self._session.plan(place.name).per_channel and reach:
+                turned[place.name] = reach
+        CacheTap(
+            attention,
+            dict(projections),
+            turned,
+            self._layers,
+            self,
+            self._padding,
+            self._rotary,
+        )
 
     def layer_finished(self) -> None:
         """Told by a tap whose layer is finished."""
@@ -245,12 +304,23 @@ class CalibrationRun(Recorder):
     def release(self) -> None:
         """Leave the model alone from now on; taps are taken off one by one."""
         self._end_of_forward.remove()
+        self._padding.remove()
+        if self._rotary is not None:
+            self._rotary.remove()
 
     def __repr__(self) -> str:
         return (
             f"<CalibrationRun record_file={self.record_file!r} finished={len(self.results())} "
             f"unfinished={len(self.unfinished())}>"
         )
+
+
+def _max_position(model: torch.nn.Module) -> int:
+    """The positions that a model is made for, or 0 where its configuration does not say."""
+    config = getattr(model, "config", None)
+    text = getattr(config, "get_text_config", lambda: config)()
+    reach = getattr(text, "max_position_embeddings", 0)
+    return reach if isinstance(reach, int) else 0
 
 
 def _layers_in(quant_layers: Any) -> list[str] | None:
@@ -288,9 +358,7 @@ def _discover(model: torch.nn.Module, split_fused: bool) -> list[str]:
     return [layer.name for layer in layers]
 
 
-def _layers_of(
-    model: torch.nn.Module, known: Iterable[KVLayer | Place]
-) -> list[tuple[str, str, bool]]:
+def _layers_of(model: torch.nn.Module, known: Iterable[KVLayer | Place]) -> list[tuple[str, str, bool]]:
     """(name, type, whether it can be calibrated) of every module; a shared one by all its names.
 
     With the parts of fused projections among `known`, and other modules there that are no projections.

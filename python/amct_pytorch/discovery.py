@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from amct_pytorch._cache_watch import LATENT_NORM
 from amct_pytorch._fused import FUSED_PROJECTIONS, fused_pair
 from amct_pytorch._projection import ChannelSlice, is_projection, out_features
 
@@ -70,8 +71,8 @@ PROJECTION_PAIRS = (
     ProjectionPair("key_proj", "value_proj", "DeBERTa"),
 )
 
-# The modules of multi-head latent attention whose outputs are cached.
-LATENT_PROJECTION, LATENT_NORM = "kv_a_proj_with_mqa", "kv_a_layernorm"
+# Of multi-head latent attention this projection's rotary part is cached, and what LATENT_NORM puts out.
+LATENT_PROJECTION = "kv_a_proj_with_mqa"
 
 # Where attention modules and configurations of transformers keep the channels of a head.
 _HEAD_DIM_OF_MODULE = ("head_dim", "attention_head_size", "key_value_proj_dim")

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from amct_pytorch._cache_watch import CacheWatch, copies_of_heads
 from amct_pytorch._projection import ChannelSlice, channels_last
-from amct_pytorch.discovery import find_kv_layers
+from amct_pytorch.discovery import KVLayer, find_kv_layers
 from amct_pytorch.record import KVFactors, read_record
 
 
@@ -43,6 +44,40 @@ def fake_quantize(x: torch.Tensor, factors: KVFactors) -> torch.Tensor:
     return ((codes - offset) * scale).to(x.dtype)
 
 
+def fake_quantize_states(
+    states: torch.Tensor, factors: KVFactors, layer: KVLayer, projection: torch.nn.Module
+) -> torch.Tensor:
+    """Round what goes into a cache.
+
+    Parameters
+    ----------
+    states : torch.Tensor
+        ``[batch, heads, tokens, head_dim]``.
+    factors : KVFactors
+        Per tensor, or per channel of the layer.
+    layer : KVLayer
+        The layer they are of.
+    projection : torch.nn.Module
+        Its module.
+
+    Returns
+    -------
+    torch.Tensor
+        See `fake_quantize`.
+
+    Raises
+    ------
+    ValueError
+        The number of factors does not fit.
+    RuntimeError
+        The states are not those of the layer.
+    """
+    copies = copies_of_heads(states, layer.name, projection, layer.slice)
+    tokens_first = states[:, ::copies].transpose(1, 2)
+    stored = fake_quantize(tokens_first.flatten(2), factors).view(tokens_first.shape).transpose(1, 2)
+    return stored if copies == 1 else stored.repeat_interleave(copies, dim=1)
+
+
 def load_factors(record: str | os.PathLike[str] | Mapping[str, KVFactors]) -> Mapping[str, KVFactors]:
     """The factors in a record file; a mapping is passed through."""
     return record if isinstance(record, Mapping) else read_record(record)
@@ -63,9 +98,12 @@ def refuse_foreign(record: Any, factors: Mapping[str, KVFactors], model: torch.n
 
 @contextlib.contextmanager
 def fake_quantized(
-    model: torch.nn.Module, record: str | os.PathLike[str] | Mapping[str, KVFactors]
+    model: torch.nn.Module,
+    record: str | os.PathLike[str] | Mapping[str, KVFactors],
+    *,
+    tap: str = "linear",
 ) -> Iterator[torch.nn.Module]:
-    """Run a model with the outputs of its recorded layers fake-quantized.
+    """Run a model with its recorded layers fake-quantized.
 
     Parameters
     ----------
@@ -73,6 +111,9 @@ def fake_quantized(
         A model that has every layer of the record.
     record : str or mapping of str to KVFactors
         A record file, or what `read_record` gave.
+    tap : {'linear', 'cache'}
+        What is rounded: the outputs of the projections, or what goes into the cache, as most runtimes do.
+        For 'cache' the model is called with ``use_cache=True``.
 
     Yields
     ------
@@ -82,7 +123,10 @@ def fake_quantized(
     Raises
     ------
     ValueError
-        The record names a layer that the model does not have: it is the record of another model.
+        The record names a layer that the model does not have: it is the record of another model. An unknown
+        tap, or tap 'cache' and a layer that is not found to be a key or value layer.
+    RuntimeError
+        From the model's forward at tap 'cache': it was called without a cache.
 
     Examples
     --------
@@ -92,7 +136,10 @@ def fake_quantized(
     factors = load_factors(record)
     modules = dict(model.named_modules(remove_duplicate=False))
     refuse_foreign(record, factors, model)
-    parts = {layer.name: layer for layer in find_kv_layers(model) if layer.slice is not None}
+    if tap not in ("linear", "cache"):
+        raise ValueError(f"tap must be 'linear' or 'cache', not {tap!r}")
+    known = {layer.name: layer for layer in find_kv_layers(model)}
+    parts = {name: layer for name, layer in known.items() if layer.slice is not None}
 
     def hook_for(layer_factors: KVFactors, part: ChannelSlice | None) -> Any:
         def hook(module: torch.nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
@@ -104,9 +151,51 @@ def fake_quantized(
         return hook
 
     with contextlib.ExitStack() as stack:
+        if tap == "cache":
+            for attention, layers in _by_attention(factors, known).items():
+                stack.callback(_quantize_at_cache(model, attention, layers).remove)
+            yield model
+            return
         for name, layer_factors in factors.items():
             part = parts.get(name)
             module = modules[name if part is None else part.module]
             hook = hook_for(layer_factors, None if part is None else part.slice)
             stack.callback(module.register_forward_hook(hook).remove)
         yield model
+
+
+def _by_attention(
+    factors: Mapping[str, KVFactors], known: Mapping[str, KVLayer]
+) -> dict[str, dict[str, tuple[KVFactors, KVLayer]]]:
+    """The layers of each attention module by role, with their factors."""
+    result: dict[str, dict[str, tuple[KVFactors, KVLayer]]] = {}
+    for name, layer_factors in factors.items():
+        if name not in known:
+            raise ValueError(f"layer '{name}' is not found to be a key or value layer; use tap 'linear'")
+        layer = known[name]
+        result.setdefault(layer.module.rpartition(".")[0], {})[layer.role] = layer_factors, layer
+    return result
+
+
+def _quantize_at_cache(
+    model: torch.nn.Module, attention: str, layers: Mapping[str, tuple[KVFactors, KVLayer]]
+) -> CacheWatch:
+    projections = {role: model.get_submodule(layer.module) for role, (_, layer) in layers.items()}
+
+    def rounded(role: str, states: torch.Tensor) -> torch.Tensor:
+        if role not in layers:
+            return states
+        return fake_quantize_states(states, *layers[role], projections[role])
+
+    def check(had_cache: bool) -> None:
+        if not had_cache:
+            raise RuntimeError(
+                f"attention '{attention}' was called without a cache, so nothing is rounded at tap 'cache': "
+                "call the model with use_cache=True, or use tap 'linear'"
+            )
+
+    return CacheWatch(
+        model.get_submodule(attention),
+        lambda keys, values: (rounded("key", keys), rounded("value", values)),
+        on_end=check,
+    )

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from amct_pytorch.discovery import find_kv_layers
-from amct_pytorch.fake_quant import fake_quantize, load_factors, refuse_foreign
+from amct_pytorch._cache_watch import is_latent
+from amct_pytorch.discovery import KVLayer, find_kv_layers
+from amct_pytorch.fake_quant import fake_quantize_states, load_factors, refuse_foreign
 from amct_pytorch.record import KVFactors
 
 
@@ -50,24 +51,26 @@ class FakeQuantizedCache(DynamicCache):
                 f"'{missing[0]}'; calibrate this model"
             )
         refuse_foreign(record, factors, model)
-        self._key_factors = [factors[layer.name] for layer in layers if layer.role == "key"]
-        self._value_factors = [factors[layer.name] for layer in layers if layer.role == "value"]
+        modules = dict(model.named_modules(remove_duplicate=False))
+        self._layers: dict[int, list[tuple[KVFactors, KVLayer, torch.nn.Module]]] = {}
+        for ordinal, pair in enumerate(zip(layers[::2], layers[1::2], strict=True)):
+            attention = modules[pair[0].module.rpartition(".")[0]]
+            # Hybrid models number layers that cache nothing, too.
+            index = getattr(attention, "layer_idx", None)
+            stored = [(factors[layer.name], layer, modules[layer.module]) for layer in pair]
+            self._layers[index if isinstance(index, int) else ordinal] = (
+                stored[::-1] if is_latent(attention) else stored
+            )
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Fake-quantize keys and values ``[batch, heads, tokens, head_dim]``, then store them."""
+        of_keys, of_values = self._layers[layer_idx]
         return super().update(
-            _by_head(key_states, self._key_factors[layer_idx]),
-            _by_head(value_states, self._value_factors[layer_idx]),
+            fake_quantize_states(key_states, *of_keys),
+            fake_quantize_states(value_states, *of_values),
             layer_idx,
             *args,
             **kwargs,
         )
-
-
-def _by_head(states: torch.Tensor, factors: KVFactors) -> torch.Tensor:
-    """Fake-quantize ``[batch, heads, tokens, head_dim]``; channels are those of the projection."""
-    tokens_first = states.transpose(1, 2)
-    quantized = fake_quantize(tokens_first.flatten(2), factors)
-    return quantized.view(tokens_first.shape).transpose(1, 2)

@@ -31,10 +31,6 @@ std::vector<std::string> layer_names(const amct::CalibrationConfig& config) {
   return names;
 }
 
-constexpr const char* name_of(amct::Tap tap) {
-  return tap == amct::Tap::kCache ? "cache" : "linear";
-}
-
 /// (begin, end, groups)
 using SliceTuple = std::tuple<std::int64_t, std::int64_t, std::int64_t>;
 /// (name, tap, role, slice, max_position)
@@ -48,7 +44,8 @@ std::vector<Place> places(const amct::CalibrationConfig& config) {
     if (layer.role) role = *layer.role == amct::KVRole::kKey ? "key" : "value";
     std::optional<SliceTuple> slice;
     if (layer.slice) slice.emplace(layer.slice->begin, layer.slice->end, layer.slice->groups);
-    result.emplace_back(layer.name, name_of(layer.tap), role, slice, layer.max_position);
+    result.emplace_back(layer.name, std::string(amct::name_of(layer.tap)), role, slice,
+                        layer.max_position);
   }
   return result;
 }

@@ -153,6 +153,12 @@ void bind_layer_result(nb::module_& module) {
               "Signal to quantization noise ratio, in dB; None where only the range was kept.")
       .def_ro("clipped_fraction", &LayerResult::clipped_fraction,
               "Share of clipped values, 0 to 1; None where only the range was kept.")
+      .def_ro(
+          "rows", &LayerResult::rows,
+          "Rows (tokens) observed; of keys that are turned to other positions each counts again.")
+      .def_prop_ro(
+          "tap", [](const LayerResult& r) { return std::string(name_of(r.tap)); },
+          "Where it was observed: 'linear' or 'cache'.")
       .def_ro("is_sketch", &LayerResult::is_sketch,
               "Whether float32 values went beyond the memory budget and were sketched.")
       .def_ro("observe_seconds", &LayerResult::observe_seconds, "Time spent counting.")

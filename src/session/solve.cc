@@ -53,6 +53,7 @@ LayerResult solve(const LayerConfig& config, const Algorithm& algorithm, bool wi
   result.name = config.name;
   result.algorithm = config.algorithm;
   result.granularity = config.granularity;
+  result.tap = config.tap;
   result.with_offset = with_offset;
   result.batches = observer.batches();
   result.rows = observer.rows();

@@ -37,8 +37,11 @@ class TestInterface:
             "quant_layers",
             "config_defination",
             "split_fused",
+            "tap",
+            "max_position",
         ]
-        assert config.parameters["split_fused"].kind is inspect.Parameter.KEYWORD_ONLY  # an extension
+        for name in ("split_fused", "tap", "max_position"):  # extensions
+            assert config.parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
         assert config.parameters["quant_layers"].default is None
         assert config.parameters["config_defination"].default is None
         model = inspect.signature(amct.create_quant_cali_model)

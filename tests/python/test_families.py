@@ -7,8 +7,98 @@ from pathlib import Path
 import amct_pytorch as amct
 import pytest
 import torch
+from amct_pytorch._rotary import TURNS, turned_positions
+from amct_pytorch._tap import Tap
 from families import ENCODER_DECODERS, ENCODERS, FAMILIES, inputs, tiny
 from helpers import calibrated
+
+# Families that turn keys by a module for it.
+ROTARY = {
+    *(
+        "llama",
+        "qwen2",
+        "qwen3",
+        "mistral",
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "starcoder2",
+        "olmo2",
+        "cohere",
+    ),
+    *("glm4", "mixtral", "qwen3_moe", "llama4_text", "phi3", "gpt_neox", "falcon", "falcon/heads"),
+    *("falcon/new", "persimmon", "deepseek_v2", "deepseek_v3"),
+}
+
+
+@pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ENCODERS])
+def test_at_the_cache(
+    family: str, granularity: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From the model to a record and a forward that stores rounded keys and values, naming no layer."""
+    model = tiny(family)
+    names = FAMILIES[family][1]
+    search = f"minmax_quantize {{ quant_granularity: {granularity} }}"
+    definition = f"kv_cache_quant_config {{ calibration_config {{ tap: cache max_position: 64 {search} }} }}"
+    calibrated(tmp_path, model, definition=definition)
+    run = amct.calibration_run(model)
+    ids = inputs(family)
+    with torch.inference_mode():
+        plain = model(**ids, use_cache=True).logits
+        record = amct.read_record(tmp_path / "record.txt")
+        assert list(record) == names
+        assert {layer.tap for layer in run.results()} == {"cache"}
+        assert not [hook for module in model.modules() for hook in module._forward_hooks.values()]
+        assert not [hook for module in model.modules() for hook in module._forward_pre_hooks.values()]
+        with amct.fake_quantized(model, record, tap="cache"):
+            stored = model(**ids, use_cache=True).logits
+        assert torch.equal(model(**ids, use_cache=True).logits, plain)
+    assert not torch.equal(stored, plain)
+    assert torch.nn.functional.cosine_similarity(stored.flatten(), plain.flatten(), dim=0) > 0.98
+    turned = [layer.name for layer in run.results() if layer.rows > ids["input_ids"].numel()]
+    keys = [layer.name for layer in amct.find_kv_layers(model) if layer.role == "key"]
+    assert turned == (keys if family in ROTARY and granularity == "per_channel" else [])
+    unknown = [
+        record for record in caplog.records if "turned to their positions is not known" in record.message
+    ]
+    assert len(unknown) == (2 if family == "codegen" and granularity == "per_channel" else 0)
+
+
+@pytest.mark.parametrize("family", sorted(ROTARY))
+def test_keys_are_turned_as_the_model_turns_them(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each turned key of the first layer is the one that the model caches at that position."""
+    model = tiny(family)
+    reach = 50
+    shown: dict[str, torch.Tensor] = {}
+    observe = Tap.observe
+
+    def note(tap: Tap, name: str, x: torch.Tensor) -> None:
+        shown[name] = x
+        observe(tap, name, x)
+
+    monkeypatch.setattr(Tap, "observe", note)
+    definition = (
+        f"kv_cache_quant_config {{ calibration_config {{ tap: cache max_position: {reach} "
+        "minmax_quantize { quant_granularity: per_channel } } }"
+    )
+    calibrated(tmp_path, model, definition=definition)
+    ids = inputs(family)["input_ids"]
+    key = amct.find_kv_layers(model)[0]
+    with torch.inference_mode():
+        model(ids, use_cache=True)
+        turns = shown[key.name].view(1 + TURNS, *ids.shape, -1)
+        for turn in range(TURNS):
+            positions = turned_positions(torch.arange(ids.shape[1]), turn, reach)[None]
+            assert turn * reach // TURNS <= int(positions.min()) <= int(positions.max()) < reach
+            cache = model(ids, use_cache=True, position_ids=positions.expand_as(ids)).past_key_values
+            layer = cache.layers[0]
+            keys = layer.values if "kv_a_proj" in key.name else layer.keys
+            assert key.heads is not None
+            keys = keys[:, :: keys.shape[1] // key.heads]
+            torch.testing.assert_close(turns[1 + turn], keys.transpose(1, 2).flatten(2), rtol=1e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

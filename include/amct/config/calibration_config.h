@@ -21,6 +21,8 @@ enum class Tap : std::uint8_t {
   kCache,   ///< what goes into the cache: after normalization of keys and rotary embedding
 };
 
+constexpr std::string_view name_of(Tap tap) { return tap == Tap::kLinear ? "linear" : "cache"; }
+
 enum class KVRole : std::uint8_t { kKey, kValue };
 
 /// The part of a fused projection's output that is one layer: of `groups` equal groups of

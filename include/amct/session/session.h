@@ -23,6 +23,7 @@ struct LayerResult {
   std::string name;
   std::string algorithm;
   Granularity granularity = Granularity::kPerTensor;
+  Tap tap = Tap::kLinear;
   bool with_offset = true;
   std::int64_t batches = 0;         ///< batches observed
   std::int64_t rows = 0;            ///< rows (tokens) observed

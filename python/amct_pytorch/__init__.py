@@ -19,6 +19,7 @@ from amct_pytorch._cache_tap import observe_cache
 from amct_pytorch._core import LayerResult, NonFiniteError, __version__
 from amct_pytorch.calibration import (
     CalibrationRun,
+    calibrate,
     calibration_run,
     create_quant_cali_config,
     create_quant_cali_model,
@@ -37,6 +38,7 @@ __all__ = [
     "NonFiniteError",
     "QuantCalibrationOp",
     "__version__",
+    "calibrate",
     "calibration_run",
     "create_quant_cali_config",
     "create_quant_cali_model",

@@ -88,6 +88,13 @@ class DeviceLayers:
             result.append((name, seen + (0 if layer is None else layer.batches), needed))
         return result
 
+    def hand_over(self) -> None:
+        """Give the session all that devices hold. Raises as `observe_on_device`, after all is given."""
+        errors: list[NonFiniteError] = []
+        for layer in list(self._layers.values()):
+            errors += layer.hand_over()
+        _raise_first(errors)
+
 
 class _Batch(NamedTuple):
     shape: torch.Size
@@ -151,6 +158,11 @@ class _Layer:
             result, errors = self._hand_over()
         _raise_first(errors)
         return result
+
+    def hand_over(self) -> list[NonFiniteError]:
+        """Give the session what is held; the errors of batches that are left out."""
+        with self._lock, torch.inference_mode():
+            return self._hand_over()[1] if self._batches else []
 
     def _store_for(self, x: torch.Tensor) -> Store:
         # Streams run at the same time, so each has memory of its own.

@@ -84,7 +84,7 @@ class Recorder:
         """Take a session over."""
         self._session = session
         self._layers = DeviceLayers(session)
-        weakref.finalize(self, _report_lost, self._layers)
+        self._at_release = weakref.finalize(self, _report_lost, self._layers)
 
     @property
     def record_file(self) -> str:
@@ -98,6 +98,37 @@ class Recorder:
     def unfinished(self) -> dict[str, tuple[int, int]]:
         """The layers that need more batches: (batches seen, batches needed) by name."""
         return {name: (seen, needed) for name, seen, needed in self._layers.unfinished()}
+
+    def finish(self) -> None:
+        """Finish layers that saw fewer batches than configured, with what they saw, and write the record.
+
+        For layers that not every batch reaches, as those of experts. They are named in a warning, and so are
+        layers that no batch reached: these get no factors, and wait for more batches.
+
+        Raises
+        ------
+        RuntimeError
+            A layer has no finite value (`nonfinite` is 'skip'), or a device held NaN or infinite values of it.
+            The other layers are finished all the same.
+        OSError
+            The file cannot be written; the factors are kept for `write_record`.
+        """
+        early = self.unfinished()
+        try:
+            self._layers.hand_over()
+        finally:
+            try:
+                _warn_overwritten(self._session, self._session.finish())
+            finally:
+                rows = {layer.name: layer.rows for layer in self.results() if layer.name in early}
+                _warn_of(
+                    [f"{name} ({early[name][0]} of {early[name][1]}, {rows[name]} tokens)" for name in rows],
+                    "were finished with fewer batches than configured",
+                )
+                _warn_of(
+                    [name for name, (seen, _) in self.unfinished().items() if seen == 0],
+                    "were not reached and have no factors",
+                )
 
     def write_record(self) -> None:
         """Write factors that are not in the record file yet.
@@ -128,6 +159,11 @@ def _report_lost(layers: DeviceLayers) -> None:
             layers.session.record_file,
             lines,
         )
+
+
+def _warn_of(layers: list[str], what: str) -> None:
+    if layers:
+        logger.warning("%d layers %s: %s", len(layers), what, ", ".join(layers))
 
 
 def _warn_overwritten(session: Session, layers: list[str]) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,51 @@ def create_quant_cali_model(
     CalibrationRun(config, record_path, model, list(zip(places, modules, strict=True)), budget)
     _retrace_compiled_models()
     return model
+
+
+@contextlib.contextmanager
+def calibrate(
+    model: torch.nn.Module,
+    config_file: str,
+    record_file: str,
+    *,
+    memory_budget: int = DEFAULT_MEMORY_BUDGET,
+) -> Iterator[CalibrationRun]:
+    """Calibrate a model while a context lasts, and leave it as it was.
+
+    At the end layers that saw some of their batches are finished with what they saw (see
+    `CalibrationRun.finish`), layers that were not reached are named in a warning, and the operators are taken
+    off. Where the context ends by an error, factors that are there are written, and nothing else is finished.
+
+    Parameters
+    ----------
+    model, config_file, record_file, memory_budget
+        As of `create_quant_cali_model`, which says what is raised, too.
+
+    Yields
+    ------
+    CalibrationRun
+        Its results, and what is missing.
+
+    Examples
+    --------
+    >>> with amct.calibrate(model, "config.json", "record.txt") as run:  # doctest: +SKIP
+    ...     for batch in batches:
+    ...         model(batch)
+    >>> run.results()  # doctest: +SKIP
+    """
+    create_quant_cali_model(config_file, record_file, model, memory_budget=memory_budget)
+    run = calibration_run(model)
+    try:
+        yield run
+        run.finish()
+        run._at_release.detach()  # all is said and written
+    except BaseException:
+        with contextlib.suppress(OSError, RuntimeError):  # the error of the context counts
+            run.write_record()
+        raise
+    finally:
+        remove_quant_cali(model)
 
 
 def remove_quant_cali(model: torch.nn.Module) -> None:

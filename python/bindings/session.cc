@@ -216,6 +216,8 @@ void bind_session(nb::module_& module) {
            "Whether the layer has seen all its batches.")
       .def("write_record", &amct::Session::write_record, nb::call_guard<nb::gil_scoped_release>(),
            "Write factors that are not in the record yet; returns the names overwritten.")
+      .def("finish", &amct::Session::finish, nb::call_guard<nb::gil_scoped_release>(),
+           "Finish layers that have seen some of their batches; returns the replaced layers.")
       .def("results", &amct::Session::results, nb::call_guard<nb::gil_scoped_release>(),
            "The finished layers.")
       .def(

@@ -220,6 +220,20 @@ struct Session::Impl {
     }
   }
 
+  /// Searches a layer that has seen batches, if it is not finished by now.
+  void finish(const std::string& name) {
+    Layer& layer = this->layer(name);
+    const std::lock_guard lock(layer.mutex);
+    if (!layer.observer) return;
+    with_place(name, layer.observer->batches(), [&] {
+      LayerResult result = layer.solve(*layer.observer);
+      layer.observer.reset();
+      const std::lock_guard results_lock(results_mutex);
+      ++observed;
+      add_result(std::move(result));
+    });
+  }
+
   /// The caller holds results_mutex.
   void add_result(LayerResult&& result) {
     unwritten.push_back({result.name, result.params});
@@ -326,6 +340,22 @@ std::vector<std::string> Session::write_record() {
   impl_->wait_for_searches();
   const std::lock_guard lock(impl_->results_mutex);
   return impl_->write_locked();
+}
+
+std::vector<std::string> Session::finish() {
+  impl_->wait_for_searches();
+  std::exception_ptr failure;
+  for (const UnfinishedLayer& unfinished : this->unfinished()) {
+    if (unfinished.batches == 0) continue;
+    try {
+      impl_->finish(unfinished.name);
+    } catch (const std::exception&) {
+      if (!failure) failure = std::current_exception();
+    }
+  }
+  std::vector<std::string> replaced = write_record();
+  if (failure) std::rethrow_exception(failure);
+  return replaced;
 }
 
 std::vector<LayerResult> Session::results() const {

@@ -135,6 +135,12 @@ class Session {
   /// what a search in the background threw, once: its layer is unfinished then.
   std::vector<std::string> write_record();
 
+  /// Finishes layers that have seen some of their batches, with what they saw, and writes the record
+  /// as write_record() does. Layers that have seen none stay unfinished: nothing is known of them.
+  /// Where a layer cannot be finished (StateError: no finite value), the others are all the same,
+  /// and the first error is thrown.
+  std::vector<std::string> finish();
+
   /// The finished layers, in configuration order (else in the order they finished).
   std::vector<LayerResult> results() const;
 

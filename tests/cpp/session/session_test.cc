@@ -397,6 +397,44 @@ TEST_F(SessionTest, ValuesLeftOutAreMissedByTheCallItselfAlsoWithABackground) {
   EXPECT_FALSE(session.finished("a"));
 }
 
+TEST_F(SessionTest, LayersAreFinishedOnDemandWithWhatTheySaw) {
+  Session session(config_of({"a", "b", "c"}, 3), path, kBackground);
+  session.observe("a", batch(1).view());
+  session.observe("a", batch(2).view());
+  for (unsigned i = 0; i < 3; ++i) session.observe("b", batch(i).view());
+  EXPECT_EQ(session.finish(), Names{});
+  const std::vector<LayerRecord> record = read_record(path);
+  ASSERT_EQ(record.size(), 2U);
+  ASSERT_EQ(session.unfinished().size(), 1U);
+  EXPECT_EQ(session.unfinished()[0].name, "c");
+  EXPECT_EQ(session.results().at(0).batches, 2);
+  EXPECT_EQ(session.results().at(0).rows, 16);
+  EXPECT_EQ(session.observe("a", batch(3).view()).kind, Kind::kIgnored);
+
+  const std::string two = folder / "two.txt";
+  Session other(config_of({"a"}, 2), two);
+  other.observe("a", batch(1).view());
+  other.observe("a", batch(2).view());
+  EXPECT_EQ(read_record(two).at(0), record[0]);
+
+  EXPECT_EQ(session.finish(), Names{});  // nothing more to finish
+  for (unsigned i = 0; i < 3; ++i) session.observe("c", batch(i).view());
+  EXPECT_EQ(read_record(path).size(), 3U);
+}
+
+TEST_F(SessionTest, ALayerThatCannotBeFinishedDoesNotKeepTheOthersBack) {
+  CalibrationConfig config = config_of({"dead", "good"}, 2);
+  for (LayerConfig& layer : config.layers) layer.nonfinite = NonFinitePolicy::kSkip;
+  Session session(config, path, kBackground);
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  session.observe("dead", make_tensor(DType::kFloat32, {2, 1}, {nan, nan}).view());
+  session.observe("good", batch(1).view());
+  expect_error<StateError>([&] { session.finish(); }, {"'dead'", "batch 1"});
+  ASSERT_EQ(read_record(path).size(), 1U);
+  EXPECT_EQ(read_record(path)[0].name, "good");
+  EXPECT_EQ(session.unfinished().size(), 1U);
+}
+
 TEST_F(SessionTest, AnEndWaitsForTheBackground) {
   for (unsigned i = 0; i < 20; ++i) {
     Session session(config_of({"a", "b"}, 1), path, kBackground);

@@ -1,0 +1,327 @@
+"""Tap 'cache': what goes into the cache of a model is what is calibrated."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import amct_pytorch as amct
+import pytest
+import torch
+from families import tiny
+from helpers import Decoder, calibrated, record_of, tokens
+
+transformers = pytest.importorskip("transformers")
+
+NAMES = [f"model.layers.{i}.self_attn.{p}_proj" for i in range(2) for p in "kv"]
+
+
+def definition(granularity: str = "per_channel", reach: int | None = 0, batches: int = 1) -> str:
+    limit = "" if reach is None else f"max_position: {reach}"
+    search = f"minmax_quantize {{ quant_granularity: {granularity} }}"
+    return (
+        f"batch_num: {batches} "
+        f"kv_cache_quant_config {{ calibration_config {{ tap: cache {limit} {search} }} }}"
+    )
+
+
+def ids(seed: int = 1, batch: int = 2, length: int = 6) -> torch.Tensor:
+    return torch.randint(1, 32, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def states_of(cache: Any) -> list[torch.Tensor]:
+    """Keys and values of each layer, ``[batch, tokens, channels]``."""
+    return [
+        states.transpose(1, 2).flatten(2) for layer in cache.layers for states in (layer.keys, layer.values)
+    ]
+
+
+@pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_factors_are_those_of_what_the_cache_holds(
+    granularity: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model = tiny("llama").to(dtype)
+    calibrated(tmp_path, model, definition=definition(granularity))
+    with torch.inference_mode():
+        cache = model(ids(), use_cache=True).past_key_values
+    record = amct.read_record(tmp_path / "record.txt")
+    for name, states in zip(NAMES, states_of(cache), strict=True):
+        record_of(tmp_path / name, [states], act_algo="minmax", quant_granularity=granularity)
+        expected = amct.read_record(tmp_path / name / "record.txt")["layer"]
+        assert record[name].scale.equal(expected.scale)
+        assert record[name].offset.equal(expected.offset)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static", "sliding", "hybrid"])
+def test_generate_with_any_cache(kind: str, tmp_path: Path) -> None:
+    """Prefill and decode: each token is seen once, as it is stored."""
+    family = {"sliding": "mistral", "hybrid": "gemma3_text"}.get(kind, "llama")
+    model = tiny(family)
+    new = 5
+    calibrated(tmp_path, model, definition=definition(batches=new))
+    run = amct.calibration_run(model)
+    options = {"cache_implementation": "static"} if kind == "static" else {}
+    generated = model.generate(
+        ids(), max_new_tokens=new, min_new_tokens=new, do_sample=True, pad_token_id=0, **options
+    )
+    assert generated.shape[1] == 6 + new
+    assert {layer.batches for layer in run.results()} == {new}
+    assert {layer.rows for layer in run.results()} == {2 * (6 + new - 1)}
+    assert list(amct.read_record(tmp_path / "record.txt")) == NAMES
+
+
+def test_without_a_cache_it_says_what_to_do(tmp_path: Path) -> None:
+    model = tiny("llama")
+    calibrated(tmp_path, model, definition=definition())
+    message = (
+        r"attention 'model\.layers\.0\.self_attn' was called without a cache.*use_cache=True.*tap 'linear'"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        model(ids(), use_cache=False)
+    model(ids(), use_cache=True)
+    assert list(amct.read_record(tmp_path / "record.txt")) == NAMES
+    with (
+        amct.fake_quantized(model, tmp_path / "record.txt", tap="cache"),
+        pytest.raises(RuntimeError, match="nothing is rounded at tap 'cache'"),
+    ):
+        model(ids(), use_cache=False)
+
+
+def test_an_encoder_has_no_cache(tmp_path: Path) -> None:
+    model = tiny("bert")
+    calibrated(tmp_path, model, definition=definition())
+    with pytest.raises(RuntimeError, match="was called without a cache"):
+        model(ids())
+
+
+def test_the_output_and_the_cache_are_what_they_are_without_calibration(tmp_path: Path) -> None:
+    model = tiny("llama")
+    expected = model(ids(), use_cache=True)
+    calibrated(tmp_path, model, definition=definition(batches=2, reach=64))
+    output = model(ids(), use_cache=True)
+    assert output.logits.equal(expected.logits)
+    for stored, plain in zip(
+        states_of(output.past_key_values), states_of(expected.past_key_values), strict=True
+    ):
+        assert stored.equal(plain)
+    assert "update" not in vars(output.past_key_values)
+
+
+def test_a_forward_that_fails_leaves_the_cache_as_it_was(tmp_path: Path) -> None:
+    model = tiny("llama")
+    calibrated(tmp_path, model, definition=definition())
+    cache = transformers.DynamicCache()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[3, 0] = float("nan")
+    with pytest.raises(amct.NonFiniteError, match=r"layers\.0\.self_attn\.k_proj', batch 1"):
+        model(torch.tensor([[2, 3]]), past_key_values=cache)
+    assert "update" not in vars(cache)
+    model(torch.tensor([[2, 4]]), use_cache=True)
+    assert list(amct.read_record(tmp_path / "record.txt")) == NAMES
+
+
+def test_the_order_of_batches_does_not_matter(tmp_path: Path) -> None:
+    records = []
+    for order in ((1, 2, 3), (3, 1, 2)):
+        model = tiny("llama")
+        folder = tmp_path / str(order[0])
+        calibrated(folder, model, definition=definition(batches=3, reach=None))
+        with torch.inference_mode():
+            for seed in order:
+                model(ids(seed, length=4 + seed), use_cache=True)
+        records.append((folder / "record.txt").read_bytes())
+    assert records[0] == records[1]
+    assert records[0]
+
+
+def test_the_reach_is_the_models_unless_another_is_given(tmp_path: Path) -> None:
+    rows = {}
+    for reach in (None, 0, 64):
+        model = tiny("llama")
+        calibrated(tmp_path / str(reach), model, definition=definition(reach=reach))
+        run = amct.calibration_run(model)
+        model(ids(), use_cache=True)
+        rows[reach] = [layer.rows for layer in run.results()]
+    assert rows == {None: [204, 12] * 2, 0: [12] * 4, 64: [204, 12] * 2}
+    scales = [
+        amct.read_record(tmp_path / str(reach) / "record.txt")[NAMES[0]].scale for reach in (None, 0, 64)
+    ]
+    assert bool((scales[0] >= scales[1]).all())  # what is seen as it is counts, too
+    assert bool((scales[0] > scales[1]).any())
+    assert not scales[0].equal(scales[2])
+
+
+def test_one_token_at_the_first_position_does_not_tell_how_keys_are_turned(tmp_path: Path) -> None:
+    model = tiny("llama")
+    calibrated(tmp_path, model, definition=definition(reach=64, batches=2))
+    with pytest.raises(RuntimeError, match="do not tell how keys are turned; calibrate with longer texts"):
+        model(ids(length=1), use_cache=True)
+    model(ids(), use_cache=True)
+    model(ids(length=1), use_cache=True)  # known by now
+    assert list(amct.read_record(tmp_path / "record.txt")) == NAMES
+
+
+@pytest.mark.parametrize("rope", ["linear", "dynamic", "yarn", "llama3"])
+def test_scaled_rotary_embeddings_are_left_as_they_are(rope: str, tmp_path: Path) -> None:
+    """Turning asks the embedding for far positions, and must not change what the model computes afterwards."""
+    parameters = {
+        "linear": {"factor": 2.0},
+        "dynamic": {"factor": 2.0},
+        "yarn": {"factor": 4.0, "original_max_position_embeddings": 16},
+        "llama3": {
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    }[rope]
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        hidden_size=32,
+        intermediate_size=16,
+        num_attention_heads=4,
+        num_hidden_layers=2,
+        vocab_size=32,
+        max_position_embeddings=64,
+        rope_parameters={"rope_type": rope, "rope_theta": 10000.0, **parameters},
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    with torch.inference_mode():
+        plain = model(ids(), use_cache=True).logits
+        calibrated(tmp_path, model, definition=definition(reach=None, batches=2))
+        run = amct.calibration_run(model)
+        for _ in range(2):
+            assert model(ids(), use_cache=True).logits.equal(plain)
+        assert model(ids(), use_cache=True).logits.equal(plain)
+    assert [layer.rows for layer in run.results()] == [408, 24] * 2
+
+
+class Custom(torch.nn.Module):
+    """A decoder that keeps its cache by itself."""
+
+    def __init__(self, shows: bool) -> None:
+        super().__init__()
+        self.decoder = Decoder()
+        self.shows = shows
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for i, block in enumerate(self.decoder.layers):
+            attention = block.self_attn
+            if self.shows:
+                hook = attention.register_forward_pre_hook(self._store(f"decoder.layers.{i}.self_attn"))
+            x = block(x)
+            if self.shows:
+                hook.remove()
+        return x
+
+    def _store(self, name: str) -> Any:
+        def hook(attention: Any, args: tuple[torch.Tensor]) -> None:
+            states = [
+                torch.nn.functional.linear(args[0], p.weight, p.bias).unflatten(-1, (2, -1)).transpose(1, 2)
+                for p in (attention.k_proj, attention.v_proj)
+            ]
+            amct.observe_cache(name, *states)
+
+        return hook
+
+
+def test_observe_cache(tmp_path: Path) -> None:
+    model = Custom(shows=True)
+    amct.observe_cache("decoder.layers.0.self_attn", torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1))  # no run
+    calibrated(tmp_path, model, definition=definition(reach=None))
+    model(tokens())
+    linear = Decoder()
+    calibrated(tmp_path / "linear", linear, definition=definition().replace("tap: cache", ""))
+    linear(tokens())
+    shown = amct.read_record(tmp_path / "record.txt")
+    for name, factors in amct.read_record(tmp_path / "linear" / "record.txt").items():
+        assert shown[f"decoder.{name}"].scale.equal(factors.scale)
+
+
+def test_a_model_that_shows_nothing(tmp_path: Path) -> None:
+    model = Custom(shows=False)
+    calibrated(tmp_path, model, definition=definition())
+    with pytest.raises(RuntimeError, match=r"show it by amct_pytorch\.observe_cache\(\)"):
+        model(tokens())
+
+
+@pytest.mark.parametrize(
+    ("states", "error", "message"),
+    [
+        (torch.ones(2, 8, 8), TypeError, r"a tensor of 4 dimensions .*, not \(2, 8, 8\)"),
+        ([1], TypeError, "not list"),
+        (
+            torch.ones(1, 3, 2, 4),
+            RuntimeError,
+            "12 channels go into the cache, but its projection puts out 8",
+        ),
+    ],
+)
+def test_states_that_cannot_be(states: Any, error: type[Exception], message: str, tmp_path: Path) -> None:
+    calibrated(tmp_path, Decoder(), definition=definition())
+    model = calibrated(tmp_path, Decoder(), definition=definition())
+    with pytest.raises(error, match=message):
+        amct.observe_cache("layers.0.self_attn", states, states)
+    assert set(amct.calibration_run(model).unfinished().values()) == {(0, 1)}
+    amct.remove_quant_cali(model)
+
+
+def test_settings_of_create_quant_cali_config(tmp_path: Path) -> None:
+    model = tiny("llama")
+    file = tmp_path / "config.json"
+    amct.create_quant_cali_config(str(file), model, tap="cache", max_position=128)
+    text = file.read_text()
+    assert text.count('"tap":"cache"') == 4
+    assert text.count('"role":"key"') == 2
+    assert text.count('"max_position":128') == 2  # of the keys
+    for bad, error, message in (
+        ({"tap": "attention"}, ValueError, "tap must be 'linear' or 'cache', not 'attention'"),
+        ({"max_position": -1}, ValueError, "max_position must be 0 or more, not -1"),
+        ({"max_position": 1.5}, TypeError, "max_position must be a int"),
+    ):
+        with pytest.raises(error, match=message):
+            amct.create_quant_cali_config(str(file), model, **bad)
+    with pytest.raises(
+        ValueError, match=r"layer 'lm_head' has tap 'cache', but is not among the key and value"
+    ):
+        amct.create_quant_cali_config(str(file), model, {"kv_cache_quant_layers": ["lm_head"]}, tap="cache")
+    assert file.read_text() == text
+
+
+def test_both_taps_in_one_run(tmp_path: Path) -> None:
+    model = tiny("llama")
+    layers = " ".join(f"quant_layers: '{name}'" for name in NAMES)
+    text = (
+        f"kv_cache_quant_config {{ {layers} }} override_layers_configs {{ "
+        "layer_name: '*.k_proj' kv_data_quant_config { tap: cache } }"
+    )
+    calibrated(tmp_path, model, definition=text)
+    run = amct.calibration_run(model)
+    model(ids(), use_cache=True)
+    assert [layer.tap for layer in run.results()] == ["cache", "linear"] * 2
+
+
+def test_copies_are_refused_while_it_observes(tmp_path: Path) -> None:
+    model = tiny("llama")
+    calibrated(tmp_path, model, definition=definition())
+    with pytest.raises(RuntimeError, match="is being calibrated, so its model cannot be copied"):
+        copy.deepcopy(model)
+    model(ids(), use_cache=True)
+    copied = copy.deepcopy(model)
+    assert copied(ids(), use_cache=True).logits.equal(model(ids(), use_cache=True).logits)
+    amct.remove_quant_cali(copied)
+    amct.remove_quant_cali(model)
+
+
+def test_taken_off_before_its_end(tmp_path: Path) -> None:
+    model = tiny("llama")
+    calibrated(tmp_path, model, definition=definition(reach=64, batches=2))
+    model(ids(), use_cache=True)
+    amct.remove_quant_cali(model)
+    for module in model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+    model(ids(), use_cache=False)
+    assert amct.read_record(tmp_path / "record.txt") == {}

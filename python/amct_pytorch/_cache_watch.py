@@ -44,7 +44,8 @@ class CacheWatch:
         on_begin: Callable[[Mapping[str, Any]], None] = lambda _: None,
         on_end: Callable[[bool], None] = lambda _: None,
     ) -> None:
-        self._on_states, self._on_begin, self._on_end = on_states, on_begin, on_end
+        self._on_states = outside_graphs(on_states)
+        self._on_begin, self._on_end = on_begin, on_end
         self._latent_first = is_latent(attention)
         self._watched: list[Any] = []  # caches, of the forward that runs
         self._hooks = [

@@ -22,9 +22,7 @@ on the host, but is raised by the call that hands over. Their batch alone is lef
 
 from __future__ import annotations
 
-import sys
 import threading
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -45,7 +43,6 @@ class DeviceLayers:
     def __init__(self, session: Session) -> None:
         self.session = session
         self._layers: dict[str, _Layer] = {}
-        self._untraced: Callable[[DeviceLayers, str, torch.Tensor], Result] | None = None
 
     def observe(self, name: str, x: Any) -> Result:
         """Add a batch in the host's memory. Takes, returns and raises what `Session.observe` does."""
@@ -61,14 +58,9 @@ class DeviceLayers:
             self._layers.pop(name, None)
         return result
 
+    @outside_graphs
     def observe_on_device(self, name: str, x: torch.Tensor) -> Result:
         """Add a batch where it is, on any device. Returns and raises as `Session.observe`."""
-        # torch.compile would make graphs of what is done here, and may be loaded at any time.
-        if self._untraced is None and "torch._dynamo" in sys.modules:
-            self._untraced = outside_graphs(DeviceLayers._observe_on_device)
-        return (self._untraced or DeviceLayers._observe_on_device)(self, name, x)
-
-    def _observe_on_device(self, name: str, x: torch.Tensor) -> Result:
         layer = self._layers.get(name)
         if layer is None:  # threads that meet here agree on one
             layer = self._layers.setdefault(name, _Layer(self.session, name))

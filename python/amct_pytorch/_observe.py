@@ -102,13 +102,13 @@ class Recorder:
     def finish(self) -> None:
         """Finish layers that saw fewer batches than configured, with what they saw, and write the record.
 
-        For layers that not every batch reaches, as those of experts. They are named in a warning, and so are
-        layers that no batch reached: these get no factors, and wait for more batches.
+        For layers that not every batch reaches, as those of experts. They are named in a warning, and so
+        are layers that no batch reached: these get no factors, and wait for more batches.
 
         Raises
         ------
         RuntimeError
-            A layer has no finite value (`nonfinite` is 'skip'), or a device held NaN or infinite values of it.
+            A layer has no finite value (`nonfinite` is 'skip'), or a device held NaN or infinite ones.
             The other layers are finished all the same.
         OSError
             The file cannot be written; the factors are kept for `write_record`.

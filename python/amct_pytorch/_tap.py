@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from amct_pytorch._device import DeviceLayers
-from amct_pytorch._graphs import outside_graphs
+from amct_pytorch._graphs import is_recomputing, outside_graphs
 from amct_pytorch._observe import Recorder, kept_back, observe
 from amct_pytorch._padding import Padding
 from amct_pytorch._projection import ChannelSlice, channels_last
@@ -60,6 +60,8 @@ class Tap:
 
     def observe(self, name: str, x: Any) -> None:
         """Add a batch of layer `name`; hooks are taken off as the last layer is finished."""
+        if is_recomputing():
+            return  # its forward was observed
         finished = False
         try:
             finished = self._observe(self._layers, name, x)

@@ -173,9 +173,9 @@ def create_quant_cali_model(
         A bad file name; an error in the configuration, or a layer in it that is not in the model or
         cannot be calibrated; a negative `memory_budget`.
     RuntimeError
-        The model already holds calibration operators. Later, from the model's forward: NaN or infinite
-        values (`NonFiniteError`; on a device with the layer's last batch), an empty batch, or another
-        number of channels than before.
+        The model already holds calibration operators, or is in a DataParallel. Later, from the model's
+        forward: NaN or infinite values (`NonFiniteError`; on a device with the layer's last batch), an empty
+        batch, another number of channels than before; at tap 'cache' a forward without a cache.
     OSError
         A file cannot be read or written.
 
@@ -190,11 +190,17 @@ def create_quant_cali_model(
     require_type("model", model, torch.nn.Module)
     budget = require_memory_budget(memory_budget)
     _refuse_calibrated(model)
+    if any(isinstance(module, torch.nn.DataParallel) for module in model.modules()):
+        raise RuntimeError(
+            "DataParallel copies the model in every forward, so its copies cannot be calibrated; calibrate "
+            "model.module, or one process for each device"
+        )
     config = _core.read_config(config_path)
     places = places_of(config)
     for place in places:
         _check_place(place, model, config_path)
-    layers = _layers_of(model, [*find_kv_layers(model), *(place for place in places if place.slice)])
+    parts = [place for place in places if place.slice]
+    layers = _layers_of(model, [*find_kv_layers(model), *parts])
     _core.check_layers(config.layer_names, layers, config_path)
     _core.check_output_path(record_path)
     if os.path.realpath(config_path) == os.path.realpath(record_path):

@@ -165,7 +165,7 @@ def test_one_token_at_the_first_position_does_not_tell_how_keys_are_turned(tmp_p
 
 @pytest.mark.parametrize("rope", ["linear", "dynamic", "yarn", "llama3"])
 def test_scaled_rotary_embeddings_are_left_as_they_are(rope: str, tmp_path: Path) -> None:
-    """Turning asks the embedding for far positions, and must not change what the model computes afterwards."""
+    """Turning asks the embedding for far positions, and must not change what the model computes."""
     parameters = {
         "linear": {"factor": 2.0},
         "dynamic": {"factor": 2.0},

@@ -97,11 +97,19 @@ def test_an_error_in_the_context(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     model = Experts()
     record = tmp_path / "record.txt"
     config = config_for(tmp_path, model, EXPERTS, TWO)
-    with pytest.raises(KeyError), amct.calibrate(model, config, str(record)) as run:
-        for seed in (1, 2):
-            model(tokens(seed), [1])
-        model(tokens(3), [0])
-        raise KeyError
+    runs = []
+
+    def run_into_an_error() -> None:
+        with amct.calibrate(model, config, str(record)) as run:
+            runs.append(run)
+            for seed in (1, 2):
+                model(tokens(seed), [1])
+            model(tokens(3), [0])
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        run_into_an_error()
+    run = runs.pop()
     assert list(amct.read_record(record)) == ["experts.1"]
     assert run.unfinished() == {"experts.0": (1, 2), "experts.2": (0, 2)}
     assert not model.experts[0]._forward_hooks

@@ -320,6 +320,7 @@ class CalibrationRun(Recorder):
                 at_cache.setdefault(place.module.rpartition(".")[0], []).append((place, module))
             else:
                 LinearTap(module, place.name, self._layers, self, self._padding, place.slice)
+        self.observes_cache = bool(at_cache)  # whether some layers have tap 'cache'
         if at_cache:
             self._rotary = RotaryCalls(model)
             for name, projections in at_cache.items():

@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import amct_pytorch as amct
 import pytest
+import torch
 from amct_pytorch import __version__
 from amct_pytorch.cli import app
+from families import FAMILIES, tiny
 from typer.testing import CliRunner, Result
 
 transformers = pytest.importorskip("transformers")
@@ -104,3 +107,113 @@ def test_installed_command() -> None:
     version = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
     assert version.stdout == f"amct-pytorch {__version__}\n"
     assert "layers" in subprocess.run([command, "--help"], capture_output=True, text=True, check=True).stdout
+
+
+def saved_model(folder: Path, family: str) -> list[str]:
+    """A tiny model with weights, and token ids: the arguments that name them."""
+    model = tiny(family)
+    model.save_pretrained(folder / "model")
+    ids = torch.randint(1, 32, (200,), generator=torch.Generator().manual_seed(1)).tolist()
+    (folder / "ids.json").write_text(json.dumps(ids))
+    sizes = ["--batches", "3", "--batch-size", "2", "--tokens", "12"]
+    return ["--model", str(folder / "model"), "--token-ids", str(folder / "ids.json"), *sizes]
+
+
+class TestCalibrate:
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_every_family_without_naming_a_layer(self, family: str, tmp_path: Path) -> None:
+        record = tmp_path / "record.txt"
+        result = run("calibrate", *saved_model(tmp_path, family), "--record", str(record))
+        assert result.exit_code == 0, result.stderr
+        assert list(amct.read_record(record)) == FAMILIES[family][1]
+        assert result.stdout.splitlines()[-1] == f"{record}: {len(FAMILIES[family][1])} layers"
+
+    def test_settings(self, tmp_path: Path) -> None:
+        """What the command writes is what the calls write."""
+        record = tmp_path / "record.txt"
+        arguments = saved_model(tmp_path, "llama")
+        settings = [
+            "--tap",
+            "cache",
+            "--granularity",
+            "per_channel",
+            "--algorithm",
+            "mse",
+            "--max-position",
+            "40",
+        ]
+        result = run("calibrate", *arguments, *settings, "--record", str(record), "--json")
+        content = json.loads(result.stdout)
+        assert [layer["layer"] for layer in content["layers"]] == FAMILIES["llama"][1]
+        assert {layer["tap"] for layer in content["layers"]} == {"cache"}
+        assert {layer["algorithm"] for layer in content["layers"]} == {"mse"}
+        assert content["unfinished"] == []
+
+        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+        config, same = str(tmp_path / "config.json"), tmp_path / "same.txt"
+        (tmp_path / "d.cfg").write_text(
+            "batch_num: 3 kv_cache_quant_config { calibration_config { "
+            "mse_quantize { quant_granularity: per_channel } } }"
+        )
+        amct.create_quant_cali_config(
+            config, model, None, str(tmp_path / "d.cfg"), tap="cache", max_position=40
+        )
+        ids = torch.tensor(json.loads((tmp_path / "ids.json").read_text()))
+        with amct.calibrate(model, config, str(same)), torch.inference_mode():
+            for batch in ids[:72].view(3, 2, 12):
+                model(batch, use_cache=True)
+        assert record.read_bytes() == same.read_bytes()
+
+        by_config = tmp_path / "by_config.txt"
+        result = run("calibrate", *arguments, "--config", config, "--record", str(by_config))
+        assert result.exit_code == 0, result.stderr
+        assert by_config.read_bytes() == record.read_bytes()
+
+    def test_too_little_text(self, tmp_path: Path) -> None:
+        result = run("calibrate", *saved_model(tmp_path, "llama"), "--tokens", "100")
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr == (
+            "amct-pytorch: the text has 200 tokens, fewer than 3 batches of 2 x 100; "
+            "give a longer one, or ask for less\n"
+        )
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ((), "one of --text and --token-ids is needed"),
+            (("--text", "{0}/none.txt"), "'{0}/none.txt' cannot be read: [Errno 2]"),
+            (("--token-ids", "{0}/text.json"), "'{0}/text.json' must hold a JSON list of token ids"),
+            (("--token-ids", "{0}/bad.json"), "'{0}/bad.json' cannot be read: Expecting value"),
+            (("--text", "{0}/text.json"), "'{0}' has no tokenizer that transformers can read"),
+            (
+                ("--token-ids", "{0}/ids.json", "--tokens", "2"),
+                "'{0}' is not a model that transformers can read",
+            ),
+        ],
+    )
+    def test_what_cannot_be_used(self, arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+        (tmp_path / "text.json").write_text('["words"]')
+        (tmp_path / "bad.json").write_text("words")
+        (tmp_path / "ids.json").write_text(json.dumps(list(range(100))))
+        given = [argument.format(tmp_path) for argument in arguments]
+        result = run("calibrate", "--model", str(tmp_path), *given)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr.startswith(f"amct-pytorch: {message.format(tmp_path)}")
+        assert result.stderr.count("\n") == 1
+        assert list(tmp_path.glob("record*")) == []
+
+    def test_a_device_that_is_not_there(self, tmp_path: Path) -> None:
+        result = run("calibrate", *saved_model(tmp_path, "llama"), "--device", "nonsense")
+        assert result.exit_code == 1
+        assert result.stderr.startswith("amct-pytorch: device 'nonsense': ")
+
+    def test_no_traceback_in_a_terminal(self, tmp_path: Path) -> None:
+        command = [
+            str(Path(sys.executable).with_name("amct-pytorch")),
+            "calibrate",
+            "--model",
+            "/nonexistent",
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == "amct-pytorch: one of --text and --token-ids is needed\n"

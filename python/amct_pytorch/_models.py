@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -99,15 +98,13 @@ def _source(gguf: str | None) -> dict[str, Any]:
 
 
 def _transformers() -> Any:
-    quiet = not sys.stderr.isatty()
-    if quiet:  # its loader of GGUF files has bars that its own settings do not reach
-        os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         import transformers
     except ModuleNotFoundError:
         raise InputError("transformers is not installed: pip install transformers") from None
-    if quiet:
-        transformers.utils.logging.disable_progress_bar()
+    if not sys.stderr.isatty():
+        logging: Any = transformers.utils.logging
+        logging.disable_progress_bar()
     return transformers
 
 

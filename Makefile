@@ -98,7 +98,7 @@ bench: system ## run the C++ benchmarks; BENCH_ARGS=--benchmark_filter=calibrate
 # The peers want other versions than ours; one that cannot be installed is named as such in the table.
 PEERS_VENV ?= .venv-peers
 
-.PHONY: bench-peers bench-memory bench-model bench-device
+.PHONY: bench-peers bench-memory bench-model bench-reach bench-device
 bench-peers: system ## time, memory and error beside other projects; BENCH_ARGS='--processes 5'
 	$(venv) build runtime
 	@$(MAKE) package
@@ -114,6 +114,11 @@ bench-model: system ## what calibrating SmolLM2 costs beside its own forward; BE
 	$(venv) build runtime demo model
 	@$(MAKE) package
 	@"$(BIN)/python" bench/model.py --json build/bench/model.json $(BENCH_ARGS)
+
+bench-reach: system ## how far factors hold on SmolLM2; BENCH_ARGS='--text FILE --table settings'
+	$(venv) build runtime demo model
+	@$(MAKE) package
+	@"$(BIN)/python" bench/reach.py --json build/bench/reach.json $(BENCH_ARGS)
 
 bench-device: system ## what calibration costs on a GPU; says so where there is none
 	$(venv) build runtime

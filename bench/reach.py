@@ -2,11 +2,13 @@
 
     python bench/reach.py --text wiki.test.txt --calibration-text wiki.train.txt
     python bench/reach.py --tokens 1024 --calibration-tokens 512 --windows 8
+    python bench/reach.py --table settings --tokens 1024 --calibration-tokens 1024 --calibration-windows 4
 
-The weights are those that `make demo` installs. Keys and values have factors per channel (min-max). Each
-row is calibrated in its own way on as many tokens: at the outputs of the projections ("linear"), at the
-cache with the positions of the calibration alone, and with keys turned up to `--tokens`. All are
-evaluated on the same windows of `--tokens`, with keys and values rounded as they go into the cache.
+The weights are those that `make demo` installs. In the table `reach` factors are per channel (min-max),
+from as many tokens each: at the outputs of the projections ("linear"), at the cache with the positions of
+the calibration alone, and with keys turned up to `--tokens`. The table `settings` has taps, granularities
+and searches on windows as long as those of the evaluation. All are evaluated on the same windows of
+`--tokens`, with keys and values rounded as they go into the cache.
 
 Exit status: 0, also where the weights are not installed, which is said.
 """
@@ -20,7 +22,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from layout import text_table
 from measure import add_common_options, machine, positive, use_threads, write_json
@@ -54,6 +56,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--table", choices=list(WAYS), default="reach", help="what the rows are")
     parser.add_argument("--tokens", type=positive, default=4096, help="of an evaluated window")
     parser.add_argument("--windows", type=positive, default=4, help="that are evaluated")
     parser.add_argument("--calibration-tokens", type=positive, default=256, help="of a short window")
@@ -93,37 +96,66 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     long = windows(calibrated, options.tokens)[:count]
 
     figures = [{"calibration": "none: full precision", "perplexity": perplexity(model, tests)}]
-    s, t = options.calibration_tokens, options.tokens
     with tempfile.TemporaryDirectory() as folder:
-        for name, batches, tap, reach in (
-            (f"linear, {len(short)} windows of {s}", short, "linear", None),
-            (f"cache, {len(short)} windows of {s} as they are", short, "cache", 0),
-            (f"cache, {len(short)} windows of {s}, keys turned up to {t}", short, "cache", t),
-            (f"cache, {len(long)} windows of {t} as they are", long, "cache", 0),
-            (f"cache, {len(long)} windows of {t}, keys turned up to {t}", long, "cache", t),
-        ):
-            record = calibrate(model, batches, Path(folder), tap, reach)
+        for way in WAYS[options.table](options, short, long):
+            record = calibrate(model, Path(folder), way)
             result = perplexity(model, tests, lambda record=record: FakeQuantizedCache(record, model))
-            figures.append({"calibration": name, "perplexity": result})
+            figures.append({"calibration": way.name, "perplexity": result})
     return figures
 
 
-def calibrate(model: Any, batches: list[Any], folder: Path, tap: str, reach: int | None) -> Any:
-    """The factors of all layers, per channel, by the range of their values."""
+class Way(NamedTuple):
+    """How a row of the table is calibrated."""
+
+    name: str
+    batches: list[Any]
+    tap: str
+    max_position: int | None = None
+    granularity: str = "per_channel"
+    algorithm: str = "minmax"
+
+
+def reach_ways(options: argparse.Namespace, short: list[Any], long: list[Any]) -> list[Way]:
+    """Where and on what windows keys are calibrated, to be used on long ones."""
+    s, t = f"{len(short)} windows of {options.calibration_tokens}", options.tokens
+    whole = f"{len(long)} windows of {t}"
+    return [
+        Way(f"linear, {s}", short, "linear"),
+        Way(f"cache, {s} as they are", short, "cache", 0),
+        Way(f"cache, {s}, keys turned up to {t}", short, "cache", t),
+        Way(f"cache, {whole} as they are", long, "cache", 0),
+        Way(f"cache, {whole}, keys turned up to {t}", long, "cache", t),
+    ]
+
+
+def settings_ways(options: argparse.Namespace, short: list[Any], long: list[Any]) -> list[Way]:
+    """Both taps, both granularities, all searches, on long windows."""
+    return [
+        Way(f"{tap}, {granularity}, {algorithm}", long, tap, options.tokens, granularity, algorithm)
+        for tap in ("linear", "cache")
+        for granularity in ("per_tensor", "per_channel")
+        for algorithm in ("minmax", "ifmr", "hfmg", "percentile", "mse")
+    ]
+
+
+WAYS = {"reach": reach_ways, "settings": settings_ways}
+
+
+def calibrate(model: Any, folder: Path, way: Way) -> Any:
+    """The factors of all layers."""
     import amct_pytorch as amct
     import torch
 
     config, record, definition = (str(folder / name) for name in ("c.json", "r.txt", "d.cfg"))
+    search = f"{way.algorithm}_quantize {{ quant_granularity: {way.granularity} }}"
     Path(definition).write_text(
-        f"batch_num: {len(batches)} "
-        "kv_cache_quant_config { calibration_config { minmax_quantize { quant_granularity: per_channel } } }"
+        f"batch_num: {len(way.batches)} kv_cache_quant_config {{ calibration_config {{ {search} }} }}"
     )
-    amct.create_quant_cali_config(config, model, None, definition, tap=tap, max_position=reach)
-    amct.create_quant_cali_model(config, record, model)
-    with torch.inference_mode():
-        for batch in batches:
+    amct.create_quant_cali_config(config, model, None, definition, tap=way.tap, max_position=way.max_position)
+    Path(record).unlink(missing_ok=True)
+    with amct.calibrate(model, config, record), torch.inference_mode():
+        for batch in way.batches:
             model(batch, use_cache=True)
-    amct.remove_quant_cali(model)
     return amct.read_record(record)
 
 

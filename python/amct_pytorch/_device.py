@@ -10,6 +10,7 @@ layer                  what its device holds         bound
 16 bits, per channel   rows that are not counted     8,192 rows, 16 KiB a channel
 float32                rows that are not moved yet   8,192 rows, 32 KiB a channel
 min-max, any type      the range of each group       8 bytes a group; 8,192 batches
+per head, any type     nothing: moved at once
 =====================  ============================  =====================================
 
 So the host waits for the device once in 8,192 rows (or batches) of a layer and never once a call; only a
@@ -26,6 +27,7 @@ import threading
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # public, but named nowhere
 
 from amct_pytorch._core import NonFiniteError, Session
 from amct_pytorch._device_store import HELD, Result, Store, channels_of, store_type, stream_of
@@ -62,6 +64,8 @@ class DeviceLayers:
     def observe_on_device(self, name: str, x: torch.Tensor) -> Result:
         """Add a batch where it is, on any device. Returns and raises as `Session.observe`."""
         layer = self._layers.get(name)
+        if layer is None and self.session.plan(name).per_head:
+            return self.observe(name, to_dlpack(x.cpu()))  # heads are counted by the host alone
         if layer is None:  # threads that meet here agree on one
             layer = self._layers.setdefault(name, _Layer(self.session, name))
         finished, overwritten = layer.observe_on_device(x)

@@ -127,6 +127,14 @@ def create_quant_cali_config(
         if layer is not None and (is_cached or layer.slice is not None):
             reach = max_position if is_cached and layer.role == "key" else None
             config.place(place.name, layer.role, layer.slice, tap, reach)
+    for name in config.layers_without_heads():
+        heads = known[name].heads if name in known else None
+        if heads is None:
+            raise ValueError(
+                f"{source}: layer '{name}' is to have factors per head, and its heads are not known; "
+                "give head_num"
+            )
+        config.set_heads(name, heads)
     config.write(config_path)
 
 

@@ -45,6 +45,7 @@ class Granularity(enum.StrEnum):
 
     per_tensor = "per_tensor"
     per_channel = "per_channel"
+    per_head = "per_head"
 
 
 class Algorithm(enum.StrEnum):

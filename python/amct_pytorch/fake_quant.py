@@ -23,7 +23,7 @@ def fake_quantize(x: torch.Tensor, factors: KVFactors) -> torch.Tensor:
     x : torch.Tensor
         Floating point, any shape; the last dimension is the channel.
     factors : KVFactors
-        Per tensor (one pair) or per channel (as many pairs as `x` has channels).
+        Per tensor (one pair), per channel (as many pairs as `x` has channels), or per head.
 
     Returns
     -------
@@ -36,10 +36,13 @@ def fake_quantize(x: torch.Tensor, factors: KVFactors) -> torch.Tensor:
     ValueError
         The number of factors fits neither.
     """
-    if factors.scale.numel() not in (1, x.shape[-1]):
-        raise ValueError(f"{factors.scale.numel()} scales do not fit a tensor of {x.shape[-1]} channels")
+    count, channels = factors.scale.numel(), x.shape[-1]
+    if count not in (1, channels) and not (factors.per_head and channels % count == 0):
+        raise ValueError(f"{count} scales do not fit a tensor of {channels} channels")
     scale = factors.scale.to(x.device)
     offset = factors.offset.to(x.device)
+    if factors.per_head:
+        scale, offset = (part.repeat_interleave(channels // count) for part in (scale, offset))
     codes = torch.clamp(torch.round(x.float() / scale) + offset, -128, 127)
     return ((codes - offset) * scale).to(x.dtype)
 

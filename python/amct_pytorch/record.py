@@ -18,13 +18,17 @@ class KVFactors:
     Attributes
     ----------
     scale : torch.Tensor
-        float32, shape ``[1]`` per tensor or ``[channels]`` per channel; positive and finite.
+        float32, shape ``[1]`` per tensor, ``[channels]`` per channel or ``[heads]`` per head; positive and
+        finite.
     offset : torch.Tensor
         int32, the shape of `scale`.
+    per_head : bool
+        Whether they are per head: of as many neighbouring channels each.
     """
 
     scale: torch.Tensor
     offset: torch.Tensor
+    per_head: bool = False
 
 
 def read_record(record_file: str | os.PathLike[str]) -> dict[str, KVFactors]:
@@ -49,6 +53,6 @@ def read_record(record_file: str | os.PathLike[str]) -> dict[str, KVFactors]:
     """
     path = require_path("record_file", record_file)
     return {
-        name: KVFactors(torch.tensor(scales), torch.tensor(offsets, dtype=torch.int32))
-        for name, scales, offsets in _core.read_record(path)
+        name: KVFactors(torch.tensor(scales), torch.tensor(offsets, dtype=torch.int32), per_head)
+        for name, scales, offsets, per_head in _core.read_record(path)
     }

@@ -62,6 +62,21 @@ void place(amct::CalibrationConfig& config, const std::string& name,
   }
 }
 
+std::vector<std::string> layers_without_heads(const amct::CalibrationConfig& config) {
+  std::vector<std::string> names;
+  for (const amct::LayerConfig& layer : config.layers) {
+    if (layer.granularity == amct::Granularity::kPerHead && layer.head_num == 0)
+      names.push_back(layer.name);
+  }
+  return names;
+}
+
+void set_heads(amct::CalibrationConfig& config, const std::string& name, std::int64_t heads) {
+  for (amct::LayerConfig& layer : config.layers) {
+    if (layer.name == name) layer.head_num = heads;
+  }
+}
+
 /// (name, type, whether it can be calibrated)
 using LayerTuples = std::vector<std::tuple<std::string, std::string, bool>>;
 
@@ -83,6 +98,9 @@ void bind_config(nb::module_& module) {
           "places", &places,
           "Where each layer is observed: (name, tap, role, slice, max_position), in order; a slice "
           "is (begin, end, groups).")
+      .def("layers_without_heads", &layers_without_heads,
+           "The layers whose granularity is per head, and of which the heads are not known.")
+      .def("set_heads", &set_heads, "name"_a, "heads"_a, "Say how many heads layer `name` has.")
       .def("place", &place, "name"_a, "role"_a, "slice"_a, "tap"_a, "max_position"_a,
            "Say what layer `name` is and where it is observed. None for tap and max_position "
            "leaves them as they are.")
@@ -144,10 +162,12 @@ void bind_config(nb::module_& module) {
   module.def(
       "read_record",
       [](const std::string& path) {
-        std::vector<std::tuple<std::string, std::vector<float>, std::vector<std::int32_t>>> result;
+        std::vector<std::tuple<std::string, std::vector<float>, std::vector<std::int32_t>, bool>>
+            result;
         for (const amct::LayerRecord& layer : amct::read_record(path)) {
-          auto& [name, scales, offsets] = result.emplace_back();
+          auto& [name, scales, offsets, per_head] = result.emplace_back();
           name = layer.name;
+          per_head = layer.per_head;
           for (const amct::QuantParams& params : layer.params) {
             scales.push_back(params.scale);
             offsets.push_back(params.offset);
@@ -155,7 +175,7 @@ void bind_config(nb::module_& module) {
         }
         return result;
       },
-      "path"_a, "The layers of a record file: (name, scales, offsets).");
+      "path"_a, "The layers of a record file: (name, scales, offsets, per head).");
   module.def("write_empty_record", &amct::write_empty_record, "path"_a,
              "Replace the record file by an empty one.");
 }

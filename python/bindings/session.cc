@@ -110,6 +110,10 @@ void bind_layer_plan(nb::module_& module) {
           "per_channel",
           [](const amct::LayerPlan& p) { return p.granularity == amct::Granularity::kPerChannel; },
           "Whether each channel has factors of its own.")
+      .def_prop_ro(
+          "per_head",
+          [](const amct::LayerPlan& p) { return p.granularity == amct::Granularity::kPerHead; },
+          "Whether factors are per head.")
       .def_ro("range_only", &amct::LayerPlan::range_only, "Whether the range of values is enough.")
       .def_prop_ro(
           "skips_non_finite",
@@ -125,7 +129,7 @@ void bind_layer_result(nb::module_& module) {
               "The search: 'ifmr', 'hfmg', 'minmax', 'percentile' or 'mse'.")
       .def_prop_ro(
           "granularity", [](const LayerResult& r) { return std::string(name_of(r.granularity)); },
-          "'per_tensor' or 'per_channel'.")
+          "'per_tensor', 'per_channel' or 'per_head'.")
       .def_ro("with_offset", &LayerResult::with_offset, "Whether the factors have an offset.")
       .def_ro("batches", &LayerResult::batches, "Batches observed.")
       .def_ro("tokens", &LayerResult::rows, "Rows observed: elements / channels.")

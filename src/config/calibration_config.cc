@@ -124,6 +124,7 @@ Settings settings_of(const LayerConfig& layer, const AlgorithmSpec& spec) {
   }
   if (layer.asymmetric) settings.emplace_back("asymmetric", *layer.asymmetric);
   settings.emplace_back("quant_granularity", static_cast<std::int64_t>(layer.granularity));
+  if (layer.granularity == Granularity::kPerHead) settings.emplace_back("head_num", layer.head_num);
   if (layer.nonfinite == NonFinitePolicy::kSkip)
     settings.emplace_back("nonfinite", std::string("skip"));
   if (layer.tap == Tap::kCache) settings.emplace_back("tap", std::string("cache"));

@@ -81,9 +81,7 @@ class Source {
 
   Granularity granularity() const {
     const pb::FieldDescriptor& field = field_of(*message_, "quant_granularity");
-    return message_->GetReflection()->GetEnumValue(*message_, &field) == 0
-               ? Granularity::kPerTensor
-               : Granularity::kPerChannel;
+    return static_cast<Granularity>(message_->GetReflection()->GetEnumValue(*message_, &field));
   }
 
  private:
@@ -145,6 +143,11 @@ struct Definition::Impl {
     for (const ProtoCalibration* given : messages) {
       if (!given->has_tap()) continue;
       layer.tap = given->tap() == AMCTPytorchQuantCaliProto::cache ? Tap::kCache : Tap::kLinear;
+      break;
+    }
+    for (const ProtoCalibration* given : messages) {
+      if (layer.granularity != Granularity::kPerHead || !given->has_head_num()) continue;
+      layer.head_num = given->head_num();
       break;
     }
     for (const ProtoCalibration* given : messages) {

@@ -11,7 +11,7 @@ namespace amct {
 namespace {
 
 /// Names that are reserved for extensions and that this version does not read yet.
-constexpr std::array<std::string_view, 3> kReserved{"dst_type", "head_num", "search_clip_min"};
+constexpr std::array<std::string_view, 2> kReserved{"dst_type", "search_clip_min"};
 /// Settings of a layer that only a model's configuration can give.
 constexpr std::array<std::string_view, 5> kPlace{"tap", "role", "slice", "slice_groups",
                                                  "max_position"};
@@ -47,6 +47,8 @@ class Reader {
         layer.asymmetric = boolean(key, value);
       } else if (key == "quant_granularity") {
         layer.granularity = granularity(value);
+      } else if (key == "head_num") {
+        layer.head_num = at_least(key, value, 1);
       } else if (key == "nonfinite") {
         layer.nonfinite = nonfinite(value);
       } else if (key == "num_bits") {
@@ -58,6 +60,7 @@ class Reader {
         unknown(key, spec);
       }
     }
+    check_heads(layer);
     check_place(layer);
     check_conflicts(layer, spec, fail_);
     return layer;
@@ -76,6 +79,15 @@ class Reader {
     } else {
       layer.slice = slice(value);
     }
+  }
+
+  void check_heads(const LayerConfig& layer) const {
+    const bool per_head = layer.granularity == Granularity::kPerHead;
+    if (per_head && layer.head_num == 0)
+      fail_(SettingsProblem::kRange,
+            "quant_granularity per head needs head_num, the number of heads");
+    if (!per_head && layer.head_num > 0)
+      fail_(SettingsProblem::kRange, "head_num is for quant_granularity per head");
   }
 
   void check_place(LayerConfig& layer) const {
@@ -148,20 +160,21 @@ class Reader {
 
   Granularity granularity(const OptionValue& value) const {
     if (dialect_ == SettingsDialect::kFile) {
-      const auto number =
-          get<std::int64_t>("quant_granularity", value, "0 (per tensor) or 1 (per channel)");
-      if (number == 0) return Granularity::kPerTensor;
-      if (number == 1) return Granularity::kPerChannel;
+      const auto number = get<std::int64_t>("quant_granularity", value,
+                                            "0 (per tensor), 1 (per channel) or 2 (per head)");
+      if (number >= 0 && number <= 2) return static_cast<Granularity>(number);
       fail_(SettingsProblem::kRange,
-            "quant_granularity must be 0 (per tensor) or 1 (per channel), not " +
+            "quant_granularity must be 0 (per tensor), 1 (per channel) or 2 (per head), not " +
                 std::to_string(number));
     }
     const auto word = get<std::string>("quant_granularity", value, "a string");
     if (word == "per_tensor" || word == "0") return Granularity::kPerTensor;
     if (word == "per_channel" || word == "1") return Granularity::kPerChannel;
+    if (word == "per_head" || word == "2") return Granularity::kPerHead;
     fail_(SettingsProblem::kRange,
-          "quant_granularity must be 'per_tensor' or '0', 'per_channel' or '1', not \"" + word +
-              "\"");
+          "quant_granularity must be 'per_tensor' or '0', 'per_channel' or '1', 'per_head' or '2', "
+          "not \"" +
+              word + "\"");
     return Granularity::kPerTensor;
   }
 
@@ -192,8 +205,8 @@ class Reader {
       fail_(SettingsProblem::kUnknownKey,
             "'" + key + "' is reserved; this version does not support it");
     }
-    std::vector<std::string> known{"act_algo", "asymmetric", "quant_granularity", "nonfinite",
-                                   "num_bits"};
+    std::vector<std::string> known{"act_algo",  "asymmetric", "quant_granularity",
+                                   "nonfinite", "num_bits",   "head_num"};
     if (dialect_ == SettingsDialect::kOperator) {
       if (std::ranges::find(kPlace, key) != kPlace.end()) {
         fail_(SettingsProblem::kUnknownKey,

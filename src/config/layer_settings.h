@@ -14,8 +14,8 @@ namespace amct {
 
 /// Where settings come from; the two spell the granularity differently.
 enum class SettingsDialect : std::uint8_t {
-  kFile,      ///< quant_granularity is 0 or 1
-  kOperator,  ///< quant_granularity is 'per_tensor' or '0', 'per_channel' or '1'
+  kFile,      ///< quant_granularity is 0, 1 or 2
+  kOperator,  ///< it is 'per_tensor' or '0', 'per_channel' or '1', 'per_head' or '2'
 };
 
 /// What is wrong with the settings; the caller throws what its interface promises.

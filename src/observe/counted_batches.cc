@@ -29,6 +29,7 @@ std::size_t checked_groups(std::int64_t channels, std::int64_t rows, std::int64_
   }
   if (rows > std::numeric_limits<std::int64_t>::max() / channels)
     refuse("they have more than 2^63 - 1 values");
+  if (granularity == Granularity::kPerHead) refuse("heads are not counted elsewhere");
   return granularity == Granularity::kPerTensor ? 1 : static_cast<std::size_t>(channels);
 }
 

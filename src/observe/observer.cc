@@ -54,9 +54,11 @@ struct Observer::State {
   std::optional<FloatSamples> samples;  // at most one of these two
   std::optional<FloatSketch> sketch;
   std::optional<ValueRanges> ranges;  // range_only: nothing but this
+  std::vector<Observer> heads;        // per head: nothing but these, each per tensor
 
   std::size_t groups() const {
     if (channels == 0) return 0;
+    if (granularity == Granularity::kPerHead) return heads.size();
     return granularity == Granularity::kPerTensor ? 1 : static_cast<std::size_t>(channels);
   }
 
@@ -146,8 +148,42 @@ struct Observer::State {
                          non_finite, -1);
   }
 
+  void make_heads() {
+    ObserverOptions of_head = options;
+    const auto count = static_cast<std::size_t>(options.heads);
+    of_head.sample_bytes /= count;
+    for (std::size_t i = 0; i < count; ++i) heads.emplace_back(Granularity::kPerTensor, of_head);
+  }
+
+  void check_heads(std::int64_t of_channels) const {
+    if (granularity != Granularity::kPerHead || of_channels % options.heads == 0) return;
+    throw StateError("this batch has " + std::to_string(of_channels) +
+                     " channels, which cannot be cut into " + std::to_string(options.heads) +
+                     " heads");
+  }
+
+  /// Adds the channels of each head to its observer; returns how many values are not finite.
+  std::int64_t add_by_head(const TensorView& batch) {
+    const kernels::ScanResult scanned = scan(batch);  // of all heads before any is changed
+    check_finite(scanned.non_finite, batch);
+    channels = batch.channels();
+    const std::int64_t width = channels / options.heads;
+    TensorView head = batch;
+    std::ptrdiff_t step = 0;
+    if (!batch.shape.empty()) {
+      head.shape.back() = width;
+      step = width * batch.strides.back() * static_cast<std::ptrdiff_t>(size_of(batch.dtype));
+    }
+    for (Observer& observer : heads) {
+      observer.observe(head);
+      head.data = static_cast<const std::byte*>(head.data) + step;
+    }
+    return scanned.non_finite;
+  }
+
   /// Adds the values of a batch, and returns how many are not finite.
   std::int64_t add(const TensorView& batch) {
+    if (granularity == Granularity::kPerHead) return add_by_head(batch);
     // A count finds non-finite values by itself; everything else is scanned first.
     const bool by_tables = !options.range_only && granularity == Granularity::kPerTensor &&
                            batch.dtype != DType::kFloat32 && TensorCounts::suits_tables(batch);
@@ -230,7 +266,11 @@ struct Observer::State {
 };
 
 Observer::Observer(Granularity granularity, const ObserverOptions& options)
-    : state_(std::make_unique<State>(granularity, options)) {}
+    : state_(std::make_unique<State>(granularity, options)) {
+  if (granularity != Granularity::kPerHead) return;
+  if (options.heads < 1) throw ValueError("there must be heads where factors are per head");
+  state_->make_heads();
+}
 Observer::Observer(Observer&&) noexcept = default;
 Observer& Observer::operator=(Observer&&) noexcept = default;
 Observer::~Observer() = default;
@@ -239,6 +279,7 @@ void Observer::observe(const TensorView& batch) {
   State& state = *state_;
   batch.validate();
   State::check_shape(batch.shape, state.channels);
+  state.check_heads(batch.channels());
   const std::int64_t non_finite = state.add(batch);
   state.note(batch.channels(), batch.rows(), 1, non_finite);
 }
@@ -297,6 +338,8 @@ void Observer::merge(const Observer& other) {
     throw StateError("cannot merge ranges with counts");
   if (from.channels == 0) return;
   State::check_channels(from.channels, state.channels);
+  if (state.heads.size() != from.heads.size()) throw StateError("cannot merge other heads");
+  for (std::size_t i = 0; i < from.heads.size(); ++i) state.heads[i].merge(from.heads[i]);
   state.channels = from.channels;
   if (from.ranges) {
     if (!state.ranges) state.ranges.emplace(state.groups());
@@ -319,16 +362,24 @@ std::int64_t Observer::rows() const { return state_->rows; }
 std::int64_t Observer::channels() const { return state_->channels; }
 std::int64_t Observer::non_finite_count() const { return state_->skipped; }
 std::size_t Observer::groups() const { return state_->groups(); }
-bool Observer::is_sketch() const { return state_->sketch.has_value(); }
+bool Observer::is_sketch() const {
+  return state_->sketch.has_value() || std::ranges::any_of(state_->heads, &Observer::is_sketch);
+}
 bool Observer::is_range_only() const { return state_->options.range_only; }
 std::size_t Observer::sample_bytes() const {
-  return state_->samples ? state_->samples->size() * sizeof(float) : 0;
+  std::size_t bytes = state_->samples ? state_->samples->size() * sizeof(float) : 0;
+  for (const Observer& head : state_->heads) bytes += head.sample_bytes();
+  return bytes;
 }
 
 void Observer::visit(const Visit& visit) const {
   const State& state = *state_;
   state.check_keeps_values();
-  if (groups() == 1) {
+  if (!state.heads.empty()) {
+    tbb::parallel_for(std::size_t{0}, groups(), [&](std::size_t head) {
+      state.heads[head].visit([&](std::size_t, const ValueCounts& values) { visit(head, values); });
+    });
+  } else if (groups() == 1) {
     visit(0, value_counts(0));
   } else if (state.storages() > 1) {
     tbb::parallel_for(std::size_t{0}, groups(),
@@ -346,6 +397,7 @@ ValueCounts Observer::value_counts(std::size_t group) const {
   const State& state = *state_;
   state.check_keeps_values();
   state.check_group(group);
+  if (!state.heads.empty()) return state.heads[group].value_counts(0);
   ValueCounts result;
   if (state.float16) result = state.float16.value_counts(group);
   if (state.bfloat16) result = ValueCounts::merged(result, state.bfloat16.value_counts(group));
@@ -359,6 +411,7 @@ ValueRange Observer::range(std::size_t group) const {
   if (!state.options.range_only)
     throw StateError("range() is for observers that keep nothing else (range_only)");
   state.check_group(group);
+  if (!state.heads.empty()) return state.heads[group].range(0);
   const kernels::ScanResult range =
       state.ranges ? state.ranges->range(group) : kernels::empty_scan();
   return {range.min, range.max};

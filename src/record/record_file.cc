@@ -42,6 +42,7 @@ void set_factors(MapFiledEntry& entry, const LayerRecord& layer) {
   value.Clear();
   for (const QuantParams& params : layer.params) value.add_scale(params.scale);
   for (const QuantParams& params : layer.params) value.add_offset(params.offset);
+  if (layer.per_head) value.set_head_num(static_cast<std::uint32_t>(layer.params.size()));
 }
 
 /// Puts the entries that `order` names into that order, among the places they hold together.
@@ -93,7 +94,11 @@ std::vector<LayerRecord> read_record(const std::string& path) {
       throw ValueError(where + "has " + std::to_string(value.scale_size()) + " scales but " +
                        std::to_string(value.offset_size()) + " offsets; calibrate it again");
     }
-    LayerRecord layer{entry.key(), {}};
+    if (value.has_head_num() && std::cmp_not_equal(value.head_num(), value.scale_size())) {
+      throw ValueError(where + "has " + std::to_string(value.scale_size()) + " scales but " +
+                       std::to_string(value.head_num()) + " heads; calibrate it again");
+    }
+    LayerRecord layer{entry.key(), {}, value.has_head_num()};
     for (int i = 0; i < value.scale_size(); ++i) {
       if (!std::isfinite(value.scale(i)) || value.scale(i) <= 0) {
         throw ValueError(where + "scale " + shortest_decimal(value.scale(i)) +

@@ -58,7 +58,8 @@ struct Layer {
         observer(Observer(config.granularity, {.nonfinite = config.nonfinite,
                                                .range_only = algorithm.search_range != nullptr,
                                                .expected_batches = batch_num,
-                                               .sample_bytes = sample_bytes})) {}
+                                               .sample_bytes = sample_bytes,
+                                               .heads = config.head_num})) {}
 
   LayerConfig config;
   bool with_offset;
@@ -236,7 +237,7 @@ struct Session::Impl {
 
   /// The caller holds results_mutex.
   void add_result(LayerResult&& result) {
-    unwritten.push_back({result.name, result.params});
+    unwritten.push_back({result.name, result.params, result.granularity == Granularity::kPerHead});
     results.push_back(std::move(result));
   }
 

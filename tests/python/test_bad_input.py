@@ -202,8 +202,9 @@ class TestConfigFile:
             ("search_step", 0.7, ("(0, end - start]", "0.7")),
             ("search_step", 1e-12, ("1,000,000",)),
             ("search_step", "x", ("(0, end - start]",)),
-            ("quant_granularity", 2, ("0 (per tensor) or 1 (per channel)", "2")),
-            ("quant_granularity", -1, ("0 (per tensor) or 1 (per channel)", "-1")),
+            ("quant_granularity", 2, ("needs head_num",)),
+            ("quant_granularity", 3, ("0 (per tensor), 1 (per channel) or 2 (per head)", "3")),
+            ("quant_granularity", -1, ("0 (per tensor), 1 (per channel) or 2 (per head)", "-1")),
             ("quant_granularity", "per_tensor", ("0 (per tensor)", '"per_tensor"')),
             ("quant_granularity", False, ("0 (per tensor)", "false")),
             ("asymmetric", 1, ("true or false",)),
@@ -214,7 +215,8 @@ class TestConfigFile:
             ("search_stp", 0.01, ("did you mean 'search_step'?",)),
             ("with_offset", True, ("unknown key",)),
             ("colour", 1, ("unknown key",)),
-            ("head_num", 4, ("reserved",)),
+            ("dst_type", "INT4", ("reserved",)),
+            ("head_num", 4, ("for quant_granularity per head",)),
         ],
     )
     def test_wrong_setting(self, key: str, value: Any, words: tuple[str, ...], tmp_path: Path) -> None:

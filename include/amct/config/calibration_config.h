@@ -44,6 +44,7 @@ struct LayerConfig {
   std::optional<bool>
       asymmetric;  ///< whether factors have an offset; unset: activation_offset decides
   Granularity granularity = Granularity::kPerTensor;
+  std::int64_t head_num = 0;  ///< heads, > 0 where the granularity is per head, else 0
   NonFinitePolicy nonfinite = NonFinitePolicy::kRaise;
   Tap tap = Tap::kLinear;
   std::optional<KVRole> role;         ///< what the layer is; tap cache and slices need it

@@ -7,11 +7,13 @@
 namespace amct {
 
 /// kPerTensor: all values of a layer share one pair. kPerChannel: one pair for each index of the
-/// last dimension. The numbers are those of the configuration files.
-enum class Granularity : std::uint8_t { kPerTensor = 0, kPerChannel = 1 };
+/// last dimension. kPerHead: one pair for each head, of equally many neighbouring channels. The
+/// numbers are those of the configuration files.
+enum class Granularity : std::uint8_t { kPerTensor = 0, kPerChannel = 1, kPerHead = 2 };
 
-/// "per_tensor" or "per_channel".
+/// "per_tensor", "per_channel" or "per_head".
 constexpr std::string_view name_of(Granularity granularity) {
+  if (granularity == Granularity::kPerHead) return "per_head";
   return granularity == Granularity::kPerTensor ? "per_tensor" : "per_channel";
 }
 

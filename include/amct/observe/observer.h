@@ -23,6 +23,8 @@ struct ObserverOptions {
   std::int64_t expected_batches = 1;
   /// Bytes of float32 values that are kept as they are; past them they are sketched.
   std::size_t sample_bytes = std::size_t{1} << 30;
+  /// Heads that the channels are cut into, > 0, where the granularity is per head.
+  std::int64_t heads = 1;
 };
 
 /// Smallest and largest value; min > max where there is none.
@@ -41,6 +43,8 @@ struct ValueRange {
 /// counted in log-linear bins, 2^-10 of a value wide per tensor and 2^-8 per channel; the range
 /// stays exact. That takes at most 1 MiB per tensor.
 ///
+/// Per head each head is kept as a tensor of its own.
+///
 /// The result depends only on the multiset of values: not on how they were cut into batches, nor on
 /// the batches' order, nor on the number of threads. Not thread-safe; Session locks.
 class Observer {
@@ -53,14 +57,16 @@ class Observer {
   ~Observer();
 
   /// Adds one batch. Either all of it is added or, when an error is thrown, nothing.
-  /// Throws StateError for a tensor without elements or, from the second batch on, with another
-  /// number of channels; NonFiniteError by the policy; ValueError for a malformed view.
+  /// Throws StateError for a tensor without elements, with channels that cannot be cut into the
+  /// heads or, from the second batch on, with another number of channels; NonFiniteError by the
+  /// policy; ValueError for a malformed view.
   void observe(const TensorView& batch);
 
   /// Adds batches that were counted elsewhere: what observe() would do with each of them, all at
   /// once. Either all of it is added or, when an error is thrown, nothing. Throws ValueError for
-  /// fields that contradict each other; StateError for another number of channels; NonFiniteError
-  /// by the policy, with first_index -1, since counts do not tell where a value was.
+  /// fields that contradict each other, and for all batches per head; StateError for another number
+  /// of channels; NonFiniteError by the policy, with first_index -1, since counts do not tell where
+  /// a value was.
   void add_counts(const CountedBatches& batches);
   /// The same for batches of which only the ranges were kept, of any dtype. Throws StateError also
   /// where this observer keeps more than ranges.
@@ -77,7 +83,8 @@ class Observer {
   std::int64_t rows() const;              ///< rows (tokens) added: elements / channels
   std::int64_t channels() const;          ///< size of the last dimension; 0 before the first batch
   std::int64_t non_finite_count() const;  ///< values left out under kSkip
-  /// Number of groups that get factors of their own: 1, or channels(); 0 before the first batch.
+  /// Number of groups that get factors of their own: 1, channels() or the heads; 0 before the first
+  /// batch.
   std::size_t groups() const;
   /// Whether float32 values went beyond sample_bytes, so that counts are those of a sketch.
   bool is_sketch() const;

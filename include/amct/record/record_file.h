@@ -10,18 +10,20 @@
 
 namespace amct {
 
-/// The factors of one layer: one pair per tensor, or one pair a channel, in channel order.
+/// The factors of one layer: one pair per tensor, or one pair a channel, in channel order, or one
+/// pair a head, of as many neighbouring channels each.
 struct LayerRecord {
   std::string name;
   std::vector<QuantParams> params;
+  bool per_head = false;
 
   friend bool operator==(const LayerRecord&, const LayerRecord&) = default;
 };
 
 /// The layers with cache factors, in file order; entries of other features are passed over.
 /// Throws IoError where the file cannot be read; ValueError where it is not a record, names a layer
-/// twice, or holds a layer whose numbers of scales and offsets differ or whose scale is not
-/// positive and finite.
+/// twice, or holds a layer whose numbers of scales, offsets and (where given) heads differ or whose
+/// scale is not positive and finite.
 std::vector<LayerRecord> read_record(const std::string& path);
 
 /// Writes an empty record, replacing what the file held. Throws as write_file_atomically does.

@@ -31,7 +31,7 @@ struct LayerResult {
   std::int64_t non_finite = 0;      ///< NaN and infinite values left out (nonfinite = skip)
   float min = 0;                    ///< smallest value observed
   float max = 0;                    ///< largest value observed
-  std::vector<QuantParams> params;  ///< one, or one a channel
+  std::vector<QuantParams> params;  ///< one, or one a channel or head
   /// Signal to quantization noise ratio over all values, in dB, and the share of values outside the
   /// grid, 0 to 1. Unknown where the algorithm needs, and the layer kept, the range alone.
   std::optional<double> sqnr_db;
@@ -135,10 +135,10 @@ class Session {
   /// what a search in the background threw, once: its layer is unfinished then.
   std::vector<std::string> write_record();
 
-  /// Finishes layers that have seen some of their batches, with what they saw, and writes the record
-  /// as write_record() does. Layers that have seen none stay unfinished: nothing is known of them.
-  /// Where a layer cannot be finished (StateError: no finite value), the others are all the same,
-  /// and the first error is thrown.
+  /// Finishes layers that have seen some of their batches, with what they saw, and writes the
+  /// record as write_record() does. Layers that have seen none stay unfinished: nothing is known of
+  /// them. Where a layer cannot be finished (StateError: no finite value), the others are all the
+  /// same, and the first error is thrown.
   std::vector<std::string> finish();
 
   /// The finished layers, in configuration order (else in the order they finished).

@@ -92,6 +92,24 @@ TEST(CalibrationConfigTest, ThePlaceOfALayerIsReadAndWrittenBack) {
   EXPECT_EQ(value.max_position, std::nullopt);
 }
 
+TEST(CalibrationConfigTest, HeadsAreReadAndWrittenBack) {
+  const std::string text = R"({
+    "batch_num":1,
+    "activation_offset":true,
+    "k":{
+        "kv_data_quant_config":{
+            "act_algo":"minmax",
+            "quant_granularity":2,
+            "head_num":8
+        }
+    }
+})";
+  const CalibrationConfig config = parse(text);
+  EXPECT_EQ(to_json(config, algorithm_catalog()), text);
+  EXPECT_EQ(config.layers.at(0).granularity, Granularity::kPerHead);
+  EXPECT_EQ(config.layers.at(0).head_num, 8);
+}
+
 TEST(CalibrationConfigTest, EverySettingIsReadAndWrittenBack) {
   const std::string text = R"({
     "batch_num":7,

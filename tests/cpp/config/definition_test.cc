@@ -106,6 +106,17 @@ TEST(DefinitionTest, TheTapAndItsReachComeFromTheOverrideThenTheCommonOne) {
   EXPECT_EQ(config.layers[1].max_position, 512);
 }
 
+TEST(DefinitionTest, HeadsBelongToLayersPerHead) {
+  const CalibrationConfig config = configure(
+      "kv_cache_quant_config { quant_layers: 'a' quant_layers: 'b' calibration_config { "
+      "head_num: 4 hfmg_quantize { quant_granularity: per_head } } } override_layers_configs { "
+      "layer_name: 'b' kv_data_quant_config { hfmg_quantize { quant_granularity: per_tensor } } }");
+  EXPECT_EQ(config.layers.at(0).granularity, Granularity::kPerHead);
+  EXPECT_EQ(config.layers.at(0).head_num, 4);
+  EXPECT_EQ(config.layers.at(1).granularity, Granularity::kPerTensor);
+  EXPECT_EQ(config.layers.at(1).head_num, 0);
+}
+
 TEST(DefinitionTest, OffsetComesFromTheOverrideThenTheCommonOneThenTheGlobal) {
   const auto offset = [](const std::string& global, const std::string& common,
                          const std::string& override_text) {
@@ -214,9 +225,9 @@ TEST(DefinitionErrorTest, SyntaxErrorsHaveLineAndColumn) {
       [] {
         parse(
             "kv_cache_quant_config { calibration_config { ifmr_quantize {\n"
-            "quant_granularity: per_head } } }");
+            "quant_granularity: per_row } } }");
       },
-      {"q.cfg: ", "line 2", "per_head"});
+      {"q.cfg: ", "line 2", "per_row"});
 }
 
 TEST(DefinitionErrorTest, TextThatIsNoText) {

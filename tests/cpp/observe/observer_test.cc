@@ -70,6 +70,96 @@ TEST_P(ObserverTest, KeepsExactlyTheValuesPerTensorAndPerChannel) {
   }
 }
 
+/// Channels [first, first + count) of a matrix.
+TensorView columns(TensorView view, std::int64_t first, std::int64_t count) {
+  view.data = static_cast<const std::byte*>(view.data) +
+              first * view.strides.back() * static_cast<std::int64_t>(size_of(view.dtype));
+  view.shape.back() = count;
+  return view;
+}
+
+TEST_P(ObserverTest, EachHeadIsATensorOfItsOwn) {
+  for (const bool range_only : {false, true}) {
+    Observer heads(Granularity::kPerHead, {.range_only = range_only, .heads = 3});
+    std::vector<Observer> alone;
+    for (int h = 0; h < 3; ++h)
+      alone.emplace_back(Granularity::kPerTensor, ObserverOptions{.range_only = range_only});
+    EXPECT_EQ(heads.groups(), 0U);
+    // The second batch is large enough for tables.
+    for (const std::int64_t rows : {std::int64_t{5}, std::int64_t{20000}}) {
+      const Tensor batch = normal_tensor(GetParam(), {rows, 6}, static_cast<unsigned>(rows));
+      heads.observe(batch.view());
+      for (int h = 0; h < 3; ++h)
+        alone[static_cast<std::size_t>(h)].observe(columns(batch.view(), 2 * h, 2));
+    }
+    ASSERT_EQ(heads.groups(), 3U);
+    EXPECT_EQ(heads.channels(), 6);
+    EXPECT_EQ(heads.rows(), 20005);
+    EXPECT_EQ(heads.batches(), 2);
+    std::vector<ValueCounts> visited(3);
+    if (!range_only)
+      heads.visit([&](std::size_t head, const ValueCounts& values) { visited[head] = values; });
+    for (std::size_t h = 0; h < 3; ++h) {
+      if (range_only) {
+        EXPECT_EQ(heads.range(h).min, alone[h].range(0).min);
+        EXPECT_EQ(heads.range(h).max, alone[h].range(0).max);
+      } else {
+        EXPECT_EQ(heads.value_counts(h), alone[h].value_counts(0));
+        EXPECT_EQ(visited[h], alone[h].value_counts(0));
+      }
+    }
+  }
+}
+
+TEST_P(ObserverTest, HeadsMerge) {
+  const Tensor all = normal_tensor(GetParam(), {40, 4}, 9);
+  Observer once(Granularity::kPerHead, {.heads = 2});
+  once.observe(all.view());
+  Observer first(Granularity::kPerHead, {.heads = 2});
+  first.observe(all.rows(0, 13).view());
+  Observer second(Granularity::kPerHead, {.heads = 2});
+  second.observe(all.rows(13, 40).view());
+  first.merge(second);
+  EXPECT_EQ(all_counts(first), all_counts(once));
+  EXPECT_EQ(first.rows(), 40);
+  Observer others(Granularity::kPerHead, {.heads = 4});
+  others.observe(all.view());
+  expect_error<StateError>([&] { first.merge(others); }, {"heads"});
+  EXPECT_EQ(all_counts(first), all_counts(once));
+}
+
+TEST_P(ObserverTest, ABatchIsRefusedForAllHeadsOrNone) {
+  Observer observer(Granularity::kPerHead, {.heads = 2});
+  const Tensor good = normal_tensor(GetParam(), {3, 4}, 1);
+  observer.observe(good.view());
+  const std::vector<ValueCounts> before = all_counts(observer);
+  const Tensor bad = make_tensor(GetParam(), {1, 4}, {1, 2, 3, kNan});
+  const std::string message =
+      expect_error<NonFiniteError>([&] { observer.observe(bad.view()); }, {"index 3"});
+  EXPECT_EQ(all_counts(observer), before);
+  EXPECT_EQ(observer.batches(), 1);
+
+  Observer skips(Granularity::kPerHead, {.nonfinite = NonFinitePolicy::kSkip, .heads = 2});
+  skips.observe(bad.view());
+  EXPECT_EQ(skips.non_finite_count(), 1);
+  EXPECT_EQ(skips.value_counts(0), ValueCounts::of(std::vector<float>{1, 2}));
+  EXPECT_EQ(skips.value_counts(1), ValueCounts::of(std::vector<float>{3}));
+}
+
+TEST(ObserverErrorTest, Heads) {
+  expect_error<ValueError>([] { Observer(Granularity::kPerHead, {.heads = 0}); }, {"heads"});
+  Observer observer(Granularity::kPerHead, {.heads = 3});
+  const Tensor batch = normal_tensor(DType::kFloat32, {2, 4}, 1);
+  expect_error<StateError>([&] { observer.observe(batch.view()); },
+                           {"4 channels", "cannot be cut into 3 heads"});
+  EXPECT_EQ(observer.channels(), 0);
+  expect_error<ValueError>([&] { observer.value_counts(0); }, {"group 0"});
+  Observer one(Granularity::kPerHead, {.heads = 1});
+  const Tensor number = normal_tensor(DType::kFloat32, {}, 1);
+  one.observe(number.view());
+  EXPECT_EQ(one.value_counts(0), ValueCounts::of(number.values()));
+}
+
 TEST_P(ObserverTest, AnySplitInAnyOrderGivesTheSameCounts) {
   const Tensor all = normal_tensor(GetParam(), {24, 3}, 2);
   for (const Granularity granularity : {Granularity::kPerTensor, Granularity::kPerChannel}) {

@@ -259,5 +259,18 @@ TEST_F(RecordTest, AMissingRecordIsAnIoErrorOnReadingAndFineForMerging) {
   EXPECT_EQ(folder.names(), Names{"record.txt"});
 }
 
+TEST_F(RecordTest, HeadsAreWrittenAndReadBack) {
+  const std::vector<LayerRecord> layers{{"heads", {{1, 2}, {3, 4}}, true},
+                                        {"channels", {{1, 2}, {3, 4}}}};
+  merge(layers, {});
+  EXPECT_EQ(read_record(path), layers);
+  const std::string text = support::read_file(path);
+  EXPECT_NE(text.find("head_num: 2"), std::string::npos);
+  EXPECT_EQ(text.find("head_num"), text.rfind("head_num"));
+  support::write_file(path,
+                      "record { key: 'a' kv_cache_value { scale: 1 offset: 0 head_num: 2 } }");
+  expect_error<ValueError>([&] { read_record(path); }, {"'a'", "1 scales but 2 heads"});
+}
+
 }  // namespace
 }  // namespace amct

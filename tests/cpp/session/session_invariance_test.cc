@@ -12,6 +12,7 @@
 #include <string>
 #include <thread>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -55,6 +56,7 @@ class InvarianceTest : public testing::TestWithParam<std::tuple<DType, Granulari
     for (int i = 0; i < kLayers; ++i) {
       LayerConfig& layer = config.layers[static_cast<std::size_t>(i)];
       layer.granularity = std::get<1>(GetParam());
+      if (layer.granularity == Granularity::kPerHead) layer.head_num = 3;
       layer.asymmetric = i % 2 == 0;
       if (i % 3 == 2) {
         layer.algorithm = "hfmg";
@@ -100,7 +102,8 @@ class InvarianceTest : public testing::TestWithParam<std::tuple<DType, Granulari
     EXPECT_EQ(results.size(), static_cast<std::size_t>(kLayers));
     const std::vector<LayerRecord> record = read_record(path);
     for (std::size_t i = 0; i < results.size() && i < record.size(); ++i) {
-      EXPECT_EQ(record[i], (LayerRecord{results[i].name, results[i].params}));
+      EXPECT_EQ(record[i], (LayerRecord{results[i].name, results[i].params,
+                                        std::get<1>(GetParam()) == Granularity::kPerHead}));
     }
     return support::read_file(path);
   }
@@ -116,7 +119,8 @@ class InvarianceTest : public testing::TestWithParam<std::tuple<DType, Granulari
 INSTANTIATE_TEST_SUITE_P(AllData, InvarianceTest,
                          testing::Combine(testing::ValuesIn(support::kAllDTypes),
                                           testing::Values(Granularity::kPerTensor,
-                                                          Granularity::kPerChannel)),
+                                                          Granularity::kPerChannel,
+                                                          Granularity::kPerHead)),
                          [](const auto& param) {
                            return std::string(name_of(std::get<0>(param.param))) + "_" +
                                   std::string(name_of(std::get<1>(param.param)));
@@ -180,10 +184,11 @@ TEST_P(InvarianceTest, RowsMayComeInAnyShapeAndLayout) {
 TEST_P(InvarianceTest, OperatorSessionsGiveTheSameFactors) {
   run(jobs({0, kRows}), 1, 1);
   const LayerRecord expected = read_record(folder() / "record.txt").at(0);
-  OperatorParams params =
-      parse_operator_params({{"batch_num", std::int64_t{4}},
-                             {"quant_granularity", std::string(name_of(std::get<1>(GetParam())))}},
-                            algorithm_catalog());
+  const Granularity granularity = std::get<1>(GetParam());
+  std::vector<std::pair<std::string, OptionValue>> given{
+      {"batch_num", std::int64_t{4}}, {"quant_granularity", std::string(name_of(granularity))}};
+  if (granularity == Granularity::kPerHead) given.emplace_back("head_num", std::int64_t{3});
+  const OperatorParams params = parse_operator_params(given, algorithm_catalog());
   Session session(params, folder() / "operator.txt");
   std::vector<std::thread> pool;
   for (const std::int64_t begin : {0, 12, 24, 36}) {

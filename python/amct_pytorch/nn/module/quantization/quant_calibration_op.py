@@ -32,7 +32,8 @@ class QuantCalibrationOp(Recorder, torch.nn.Module):
         batch_num               int > 0                                                   1
         asymmetric              bool; wins over with_offset                               True
         with_offset             bool                                                      True
-        quant_granularity       'per_tensor' or '0', 'per_channel' or '1'                 'per_tensor'
+        quant_granularity       'per_tensor', 'per_channel', 'per_head'; '0', '1', '2'    'per_tensor'
+        head_num                int > 0, per head only
         max_percentile          float in (0.5, 1], ifmr only                              0.999999
         min_percentile          float in (0.5, 1], ifmr only                              0.999999
         search_range            [start, end], 0 < start < end, ifmr only                  [0.7, 1.3]

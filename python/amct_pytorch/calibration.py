@@ -408,7 +408,7 @@ def _discover(model: torch.nn.Module, split_fused: bool) -> list[str]:
     logger.info(
         "%d key and value layers found: %s",
         len(layers),
-        ", ".join(f"{layer.name} ({layer.role})" for layer in layers),
+        ", ".join(f"{layer.name} ({_described(layer)})" for layer in layers),
     )
     if state_layers := find_state_layers(model):
         logger.info(
@@ -417,6 +417,11 @@ def _discover(model: torch.nn.Module, split_fused: bool) -> list[str]:
             ", ".join(state_layers),
         )
     return [layer.name for layer in layers]
+
+
+def _described(layer: KVLayer) -> str:
+    heads = "" if layer.heads is None else f"{layer.heads} heads of {layer.head_dim}, "
+    return f"{layer.role}, {heads}of {layer.source}"
 
 
 def _layers_of(model: torch.nn.Module, known: Iterable[KVLayer | Place]) -> list[tuple[str, str, bool]]:

@@ -83,9 +83,10 @@ class Reader {
 
   void check_heads(const LayerConfig& layer) const {
     const bool per_head = layer.granularity == Granularity::kPerHead;
-    if (per_head && layer.head_num == 0)
+    if (per_head && layer.head_num == 0) {
       fail_(SettingsProblem::kRange,
             "quant_granularity per head needs head_num, the number of heads");
+    }
     if (!per_head && layer.head_num > 0)
       fail_(SettingsProblem::kRange, "head_num is for quant_granularity per head");
   }

@@ -136,6 +136,15 @@ def test_patterns(tmp_path: Path) -> None:
         config_for(tmp_path, Decoder(), ["layer.*"])
 
 
+def test_what_is_found_is_listed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "amct_pytorch"):
+        config_for(tmp_path, tiny("gpt2"))
+    assert (
+        "4 key and value layers found: transformer.h.0.attn.c_attn.key (key, 4 heads of 8, of" in caplog.text
+    )
+    assert "transformer.h.1.attn.c_attn.value (value, 4 heads of 8, of GPT2Attention (c_attn))" in caplog.text
+
+
 def test_state_layers_are_left_alone_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = tiny("jamba")
     assert find_state_layers(model) == ["model.layers.0.mamba"]

@@ -134,8 +134,7 @@ TEST_P(ObserverTest, ABatchIsRefusedForAllHeadsOrNone) {
   observer.observe(good.view());
   const std::vector<ValueCounts> before = all_counts(observer);
   const Tensor bad = make_tensor(GetParam(), {1, 4}, {1, 2, 3, kNan});
-  const std::string message =
-      expect_error<NonFiniteError>([&] { observer.observe(bad.view()); }, {"index 3"});
+  expect_error<NonFiniteError>([&] { observer.observe(bad.view()); }, {"index 3"});
   EXPECT_EQ(all_counts(observer), before);
   EXPECT_EQ(observer.batches(), 1);
 

@@ -94,7 +94,7 @@ class RotaryCall:
         text = positions.reshape(-1, *positions.shape[-2:])[0]  # of several dimensions of space: the first
         text = text.expand(batch, -1).reshape(-1)
         # What depends on the longest position (dynamic NTK) must not see this batch alone, nor change.
-        rotary = copy.deepcopy(self._module)
+        rotary = _copy_without_hooks(self._module)
         for turn in range(TURNS):
             there = turned_positions(text, turn, max_position)
             there = torch.cat((there, there.new_tensor([max_position - 1])))
@@ -215,6 +215,16 @@ def half_angles(embeddings: Any) -> Angles | None:
     if cos.shape[-1] % 2 == 0 and cos[..., ::2].equal(cos[..., 1::2]) and sin[..., ::2].equal(sin[..., 1::2]):
         return cos[..., ::2], sin[..., ::2]
     return cos, sin
+
+
+def _copy_without_hooks(module: torch.nn.Module) -> torch.nn.Module:
+    """A copy that nobody watches; hooks would be copied with all that they hold."""
+    hooks = module._forward_hooks
+    module._forward_hooks = type(hooks)()
+    try:
+        return copy.deepcopy(module)
+    finally:
+        module._forward_hooks = hooks
 
 
 def _parts(embeddings: Any) -> list[torch.Tensor]:

@@ -22,8 +22,8 @@ _TAPS = "_amct_calibration_taps"
 class Owner(Protocol):
     """The run that a tap belongs to."""
 
-    def layer_finished(self) -> None:
-        """Told when the tap's layer has its factors."""
+    def layer_finished(self, name: str) -> None:
+        """Told when a layer of the tap has seen all its batches."""
 
     def release(self) -> None:
         """Told when the tap is taken off before that."""
@@ -73,7 +73,7 @@ class Tap:
                 self._names.discard(name)
                 if not self._names:
                     self.take_hooks_off()
-                self._owner.layer_finished()
+                self._owner.layer_finished(name)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         # A copy of a finished layer is an ordinary module again.

@@ -319,6 +319,7 @@ class CalibrationRun(Recorder):
         self._attach(
             _core.Session(config, record_file, memory_budget, _WRITING_SHARE, search_in_background=True)
         )
+        self._open = {place.name for place, _ in layers}  # layers whose taps observe
         # Taps hold the run, so it is released, and reports, when the last of them goes.
         self._padding = Padding(model)
         self._rotary: RotaryCalls | None = None
@@ -357,9 +358,10 @@ class CalibrationRun(Recorder):
             self._rotary,
         )
 
-    def layer_finished(self) -> None:
+    def layer_finished(self, name: str) -> None:
         """Told by a tap whose layer is finished."""
-        if not self._session.unfinished():
+        self._open.discard(name)
+        if not self._open:
             self.release()
 
     def release(self) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -37,11 +38,37 @@ def observe_cache(name: str, key_states: torch.Tensor, value_states: torch.Tenso
     Raises
     ------
     RuntimeError, TypeError, OSError
-        As `create_quant_cali_model` says of the model's forward.
+        As `create_quant_cali_model` says of the model's forward. RuntimeError also where several models are
+        calibrated that have such a module, and the call comes from none of their forwards.
     """
-    for tap in list(_active):
-        if tap.attention_name == name:
-            tap.observe_states(key_states, value_states)
+    named = [tap for tap in list(_active) if tap.attention_name == name]
+    running = [tap for tap in named if tap.is_running]
+    if len(running or named) > 1:
+        raise RuntimeError(
+            f"several models that are being calibrated have an attention module '{name}', and none of them "
+            "runs: call observe_cache() inside of the module's forward"
+        )
+    for tap in running or named:
+        tap.observe_states(key_states, value_states)
+
+
+class _Forward(threading.local):
+    """What is known of the forward of an attention module that runs in this thread."""
+
+    def __init__(self) -> None:
+        self.is_running = False
+        self.seen = False
+        self.embeddings: Any = None
+        self.before: list[torch.Tensor] = []  # what may be keys before they were turned
+
+
+class _Waiting(NamedTuple):
+    """A batch of keys ``[batch, tokens, heads, head_dim]``, its real rows, and what is counted of it."""
+
+    keys: torch.Tensor
+    rows: torch.Tensor | None
+    call: RotaryCall | None
+    x: torch.Tensor
 
 
 class CacheTap(Tap):
@@ -78,10 +105,9 @@ class CacheTap(Tap):
         self._rotary = rotary
         self._layout: Layout | None = None
         self._can_turn = True
-        # Of the forward that runs:
-        self._embeddings: Any = None
-        self._before: list[torch.Tensor] = []  # what may be keys before they were turned
-        self._seen = False
+        self._waiting: list[_Waiting] = []  # keys of batches that did not tell how they are turned
+        self._lock = threading.Lock()
+        self._forward = _Forward()
         self._watch = CacheWatch(attention, self.observe_states, self._begin, self._end)
         self._hooks = [
             module.register_forward_hook(outside_graphs(self._note_before))
@@ -99,7 +125,7 @@ class CacheTap(Tap):
         self, key_states: torch.Tensor, value_states: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Observe what is stored, ``[batch, heads, tokens, head_dim]`` each; return it."""
-        self._seen = True
+        self._forward.seen = True
         for place in self._places:
             if place.name in self._names:
                 self._observe_layer(place, key_states if place.role == "key" else value_states)
@@ -115,14 +141,41 @@ class CacheTap(Tap):
         copies = copies_of_heads(states, place.name, self._places[place], place.slice)
         keys = states[:, ::copies].transpose(1, 2)
         rows = self._padding.rows_of(place.name, *keys.shape[:2])
+        if rows is not None and len(rows) == 0:
+            return  # all of it is padding
         x = keys.flatten(2)
         x = x if rows is None else x.flatten(0, 1).index_select(0, rows)
-        if place.name in self._turned:
+        if place.name not in self._turned:
+            self.observe(place.name, x)
+            return
+        try:
             call = self._rotary_call(place, keys)
-            if call is not None:
-                turned = self._turn(keys, rows, call, self._turned[place.name])
-                x = torch.cat((x.reshape(-1, x.shape[-1]), *turned))
-        self.observe(place.name, x)
+        except LookupError:
+            self._wait(place, _Waiting(keys.clone(), rows, self._call(), x.clone()))
+            return
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+        for batch in (*waiting, _Waiting(keys, rows, call, x)):
+            if place.name in self._names:
+                self.observe(place.name, self._with_turned(batch, self._turned[place.name]))
+
+    def _wait(self, place: Place, batch: _Waiting) -> None:
+        """Keep a batch until a later one tells how its keys are to be turned."""
+        with self._lock:
+            if not self._waiting:
+                logger.warning(
+                    "layer '%s': tokens at the first position alone do not tell how keys are turned; they "
+                    "are counted when a longer batch has come",
+                    place.name,
+                )
+            self._waiting.append(batch)
+
+    def _with_turned(self, batch: _Waiting, max_position: int) -> torch.Tensor:
+        """What is counted of a batch: its keys, and where they are turned those at other positions."""
+        if batch.call is None or self._layout is None or self._layout.channels == 0:
+            return batch.x
+        turned = self._turn(batch.keys, batch.rows, batch.call, max_position)
+        return torch.cat((batch.x.reshape(-1, batch.x.shape[-1]), *turned))
 
     def _turn(
         self, keys: torch.Tensor, rows: torch.Tensor | None, call: RotaryCall, max_position: int
@@ -137,19 +190,16 @@ class CacheTap(Tap):
             yield self._layout.turn(flat, cos, sin).to(keys.dtype).flatten(1)
 
     def _rotary_call(self, place: Place, keys: torch.Tensor) -> RotaryCall | None:
-        """The call whose angles the keys were turned by; None where they were not, or it is not known."""
+        """The call whose angles the keys were turned by; None where they were not, or it is not known.
+
+        Raises LookupError where the batch does not tell.
+        """
         if not self._can_turn:
             return None
-        call = None if self._embeddings is None else self._rotary.find(self._embeddings)
+        call = self._call()
         angles = None if call is None else call.angles()
         if self._layout is None:
-            try:
-                self._layout = find_layout(self._before, keys, angles)
-            except LookupError:
-                raise RuntimeError(
-                    f"layer '{place.name}': tokens at the first position alone do not tell how keys are "
-                    "turned; calibrate with longer texts"
-                ) from None
+            self._layout = find_layout(self._forward.before, keys, angles)
             if self._layout is None:
                 self._can_turn = False
                 logger.warning(
@@ -159,6 +209,15 @@ class CacheTap(Tap):
                 )
                 return None
         return call if self._layout.channels else None
+
+    def _call(self) -> RotaryCall | None:
+        embeddings = self._forward.embeddings
+        return None if embeddings is None else self._rotary.find(embeddings)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the attention module's forward runs in this thread."""
+        return self._forward.is_running
 
     def _sources(self, attention: torch.nn.Module) -> Iterator[torch.nn.Module]:
         """Modules whose outputs may be the keys before they are turned."""
@@ -175,17 +234,17 @@ class CacheTap(Tap):
         for place, projection in self._places.items():
             if place.role == "key" and module is projection and place.slice is not None:
                 output = place.slice.of(output)
-        self._before.append(output)
+        self._forward.before.append(output)
 
     def _begin(self, kwargs: Mapping[str, Any]) -> None:
-        self._seen = False
-        self._before.clear()
-        self._embeddings = kwargs.get("position_embeddings")
+        self._forward.__init__()  # type: ignore[misc]  # nothing of a forward before
+        self._forward.is_running = True
+        self._forward.embeddings = kwargs.get("position_embeddings")
 
     def _end(self, had_cache: bool) -> None:
-        self._before.clear()
-        self._embeddings = None
-        if not (had_cache or self._seen):
+        seen = self._forward.seen
+        self._forward.__init__()  # type: ignore[misc]
+        if not (had_cache or seen):
             raise RuntimeError(
                 f"attention '{self.attention_name}' was called without a cache, and tap 'cache' observes "
                 "what goes into one: call the model with use_cache=True, or show it by "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -47,14 +48,16 @@ class CacheWatch:
         self._on_states = outside_graphs(on_states)
         self._on_begin, self._on_end = on_begin, on_end
         self._latent_first = is_latent(attention)
-        self._watched: list[Any] = []  # caches, of the forward that runs
+        self._forward = _Forward()
+        self._is_removed = False
         self._hooks = [
             attention.register_forward_pre_hook(outside_graphs(self._begin), with_kwargs=True),
             attention.register_forward_hook(outside_graphs(self._end), always_call=True),
         ]
 
     def remove(self) -> None:
-        """Take the hooks off."""
+        """Take the hooks off; a forward that runs is left alone from now on."""
+        self._is_removed = True
         for hook in self._hooks:
             hook.remove()
 
@@ -63,22 +66,56 @@ class CacheWatch:
         return (second, first) if self._latent_first else (first, second)
 
     def _begin(self, module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        self._restore()  # of a forward that was interrupted
         self._on_begin(kwargs)
         for cache in _caches(args, kwargs):
-            cache.__dict__["update"] = functools.partial(self._update, cache.update)
-            self._watched.append(cache)
+            watched = _Watched(cache, cache.__dict__.get("update"), cache.update)
+            cache.__dict__["update"] = functools.partial(self._update, watched)
+            self._forward.watched.append(watched)
+        self._forward.had_cache = bool(self._forward.watched)
 
     def _end(self, module: torch.nn.Module, args: Any, output: Any) -> None:
-        had_cache = bool(self._watched)
-        for cache in self._watched:
-            cache.__dict__.pop("update", None)
-        self._watched.clear()
+        self._restore()
         if output is not None:  # else the forward failed
-            self._on_end(had_cache)
+            self._on_end(self._forward.had_cache)
 
-    def _update(self, update: Any, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
-        states = self._on_states(*self.in_order(key_states, value_states))
-        return update(*self.in_order(*states), *args, **kwargs)
+    def _restore(self) -> None:
+        while self._forward.watched:
+            self._forward.watched.pop().restore()
+
+    def _update(
+        self, watched: _Watched, key_states: Any, value_states: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        # A forward stores once. Hooks may be gone when it ends, and an interrupt lets no hook run.
+        watched.restore()
+        if not self._is_removed:
+            states = self._on_states(*self.in_order(key_states, value_states))
+            key_states, value_states = self.in_order(*states)
+        return watched.update(key_states, value_states, *args, **kwargs)
+
+
+class _Watched:
+    """A cache whose `update` is another for now."""
+
+    def __init__(self, cache: Any, own: Any, update: Any) -> None:
+        self._cache = cache
+        self._own = own  # what a user put there
+        self.update = update
+
+    def restore(self) -> None:
+        """Give the cache what it had."""
+        if self._own is None:
+            self._cache.__dict__.pop("update", None)
+        else:
+            self._cache.__dict__["update"] = self._own
+
+
+class _Forward(threading.local):
+    """What is known of the forward that runs in this thread."""
+
+    def __init__(self) -> None:
+        self.watched: list[_Watched] = []
+        self.had_cache = False
 
 
 def is_latent(attention: torch.nn.Module) -> bool:
@@ -122,11 +159,12 @@ def copies_of_heads(
 def _caches(args: Any, kwargs: Any) -> Iterator[Any]:
     """The caches among the arguments of an attention module, and those inside of them."""
     for value in (*args, *kwargs.values()):
-        if _is_cache(value):
+        if is_cache(value):
             inner = [getattr(value, name, None) for name in ("self_attention_cache", "cross_attention_cache")]
-            found = [cache for cache in inner if _is_cache(cache)]
+            found = [cache for cache in inner if is_cache(cache)]
             yield from found or [value]
 
 
-def _is_cache(value: Any) -> bool:
+def is_cache(value: Any) -> bool:
+    """Whether a value is a cache, of transformers or like them."""
     return callable(getattr(value, "update", None)) and callable(getattr(value, "get_seq_length", None))

@@ -49,7 +49,7 @@ def load(folder: str, gguf: str | None, dtype: str, device: str) -> torch.nn.Mod
         return model.eval().to(device)
     except (OSError, ValueError, ImportError) as error:
         raise _unreadable(folder, error) from error
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:
         raise InputError(f"device '{device}': {_first_line(error)}") from error
 
 
@@ -74,6 +74,16 @@ def token_ids(text: Path | None, ids: Path | None, folder: str, gguf: str | None
         message = f"'{folder}' has no tokenizer that transformers can read, so --token-ids is needed"
         raise InputError(f"{message}: {_first_line(error)}") from error
     return torch.tensor(tokenizer(words, verbose=False)["input_ids"], dtype=torch.int64)
+
+
+def check_token_ids(ids: torch.Tensor, model: torch.nn.Module) -> None:
+    """Raise InputError for token ids that the model has no embedding of."""
+    embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
+    count = getattr(embeddings, "num_embeddings", None)
+    if count is not None and not (int(ids.min()) >= 0 and int(ids.max()) < count):
+        raise InputError(
+            f"token ids go from {int(ids.min())} to {int(ids.max())}, but the model knows 0 to {count - 1}"
+        )
 
 
 def inputs_of(model: torch.nn.Module, window: torch.Tensor) -> dict[str, Any]:

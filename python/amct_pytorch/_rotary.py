@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -122,8 +123,7 @@ class RotaryCalls:
     """Watches the rotary embeddings of a model: its calls in the forward that runs."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        # The last call of each module, and of each type of layer that it is called for.
-        self._calls: dict[tuple[Any, ...], RotaryCall] = {}
+        self._last = _LastCalls()
         self._hooks = [
             module.register_forward_hook(outside_graphs(self._note), with_kwargs=True)
             for module in model.modules()
@@ -139,16 +139,23 @@ class RotaryCalls:
         """Take the hooks off."""
         for hook in self._hooks:
             hook.remove()
-        self._calls.clear()
+        self._last.calls.clear()
 
     def find(self, embeddings: Any) -> RotaryCall | None:
         """The call that gave these embeddings."""
-        return next((call for call in self._calls.values() if call.gave(embeddings)), None)
+        return next((call for call in self._last.calls.values() if call.gave(embeddings)), None)
 
     def _note(self, module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         arguments = inspect.signature(module.forward).bind(*args, **kwargs).arguments
         kinds = tuple(value for value in arguments.values() if isinstance(value, (str, int)))
-        self._calls[id(module), *kinds] = RotaryCall(module, arguments, output)
+        self._last.calls[id(module), *kinds] = RotaryCall(module, arguments, output)
+
+
+class _LastCalls(threading.local):
+    """The last call of each module, and of each type of layer that it is called for, in this thread."""
+
+    def __init__(self) -> None:
+        self.calls: dict[tuple[Any, ...], RotaryCall] = {}
 
 
 def find_layout(before: Iterable[torch.Tensor], keys: torch.Tensor, angles: Angles | None) -> Layout | None:
@@ -177,24 +184,29 @@ def find_layout(before: Iterable[torch.Tensor], keys: torch.Tensor, angles: Angl
     stored = _unit(keys.flatten(0, 1).float())
     rows = [part.float() for part in (_heads_last(part, keys.shape) for part in before) if part is not None]
 
-    def gives(turned: torch.Tensor) -> bool:
+    def error_of(turned: torch.Tensor) -> float:
         # Compared by direction: some models normalize keys afterwards.
-        return bool((_unit(turned) - stored).norm() <= _TOLERANCE * stored.norm())
+        return float((_unit(turned) - stored).norm() / stored.norm())
 
-    found = {Layout("halves", 0)} if any(map(gives, rows)) else set()
+    errors = {Layout("halves", 0): min(map(error_of, rows), default=torch.inf)}
     if angles is not None and 2 * angles[0].shape[-1] <= head_dim:
         cos, sin = (_rows(part, batch) for part in angles)
         channels = 2 * cos.shape[-1]
         halves, neighbours = Layout("halves", channels), Layout("neighbours", channels)
-        for part in rows:
-            # Neighbours may be sorted into halves on the way (DeepSeek).
-            if gives(halves.turn(part, cos, sin)) or gives(halves.turn(_sorted(part, channels), cos, sin)):
-                found.add(halves)
-            elif gives(neighbours.turn(part, cos, sin)):  # else the same: of one pair
-                found.add(neighbours)
-    if len(found) > 1:
+        # Neighbours may be sorted into halves on the way (DeepSeek).
+        starts = [*rows, *(_sorted(part, channels) for part in rows)]
+        errors[halves] = min((error_of(halves.turn(part, cos, sin)) for part in starts), default=torch.inf)
+        if channels > 2:  # else they are the same
+            errors[neighbours] = min(
+                (error_of(neighbours.turn(part, cos, sin)) for part in rows), default=torch.inf
+            )
+    best, *others = sorted(errors, key=errors.__getitem__)
+    if errors[best] > _TOLERANCE:
+        return None
+    # Rounding differs from way to way, so the next one must be clearly worse.
+    if others and errors[others[0]] <= 2 * errors[best] + 1e-6:
         raise LookupError
-    return found.pop() if found else None
+    return best
 
 
 def half_angles(embeddings: Any) -> Angles | None:

@@ -114,10 +114,13 @@ class LinearTap(Tap):
 
     def __call__(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         if isinstance(output, torch.Tensor):
+            tokens = output.numel()
             output = channels_last(module, output)
             if self._part is not None:
                 output = self._part.of(output)
             output = self._padding.without(self._name, output)
+            if output.numel() == 0 and tokens > 0:
+                return  # all of it is padding
         self.observe(self._name, output)
 
     def take_hooks_off(self) -> None:

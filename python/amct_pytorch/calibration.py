@@ -98,8 +98,11 @@ def create_quant_cali_config(
     _core.check_output_path(config_path)
     if tap not in (None, "linear", "cache"):
         raise ValueError(f"tap must be 'linear' or 'cache', not {tap!r}")
-    if max_position is not None and require_type("max_position", max_position, int) < 0:
-        raise ValueError(f"max_position must be 0 or more, not {max_position}")
+    if max_position is not None:
+        if require_type("max_position", max_position, int) is True or max_position is False:
+            raise TypeError("max_position must be an int, not bool")
+        if not 0 <= max_position <= 2**31:
+            raise ValueError(f"max_position must be from 0 to 2^31, not {max_position}")
 
     definition = None if definition_path is None else _core.Definition.read(definition_path)
     source = "quant_layers"

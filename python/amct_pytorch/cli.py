@@ -17,7 +17,7 @@ import torch
 import typer
 
 from amct_pytorch import _models
-from amct_pytorch._core import __version__
+from amct_pytorch._core import __version__, read_config
 from amct_pytorch.calibration import CalibrationRun, create_quant_cali_config
 from amct_pytorch.calibration import calibrate as calibrate_model
 from amct_pytorch.discovery import KVLayer, find_kv_layers, find_state_layers
@@ -130,7 +130,7 @@ def calibrate(
     record: Annotated[Path, typer.Option(help="File for the factors.")] = Path("record.txt"),
     config: Annotated[
         Path | None,
-        typer.Option(help="Configuration to use, with all its settings; the ones below write one."),
+        typer.Option(help="Configuration to use, with all settings and the number of batches."),
     ] = None,
     gguf: Gguf = None,
     tap: Annotated[Tap, typer.Option(help="Observe projections, or what goes into the cache.")] = Tap.linear,
@@ -153,6 +153,11 @@ def calibrate(
 
     Example: amct-pytorch calibrate --model DIR --text book.txt --tap cache --granularity per_channel
     """
+    settings = (tap, granularity, algorithm, max_position)
+    if config is not None:
+        if settings != (Tap.linear, Granularity.per_tensor, Algorithm.ifmr, None):
+            _fail("--config has all settings; leave out --tap, --granularity, --algorithm and --max-position")
+        batches = read_config(str(config)).batch_num
     ids = _models.token_ids(text, token_ids, model, gguf)
     rows = windows(ids, tokens)
     if len(rows) < batches * batch_size:
@@ -161,6 +166,7 @@ def calibrate(
             "give a longer one, or ask for less"
         )
     loaded = _models.load(model, gguf, dtype.value, device)
+    _models.check_token_ids(ids, loaded)
     with tempfile.TemporaryDirectory() as folder:
         if config is None:
             config = Path(folder) / "config.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -39,7 +40,11 @@ class FakeQuantizedCache(DynamicCache):
     def __init__(
         self, record: str | os.PathLike[str] | Mapping[str, KVFactors], model: torch.nn.Module
     ) -> None:
-        super().__init__()
+        # Its configuration tells which layers have sliding windows, or a state in place of keys and values.
+        options: dict[str, Any] = {}
+        if "config" in inspect.signature(DynamicCache.__init__).parameters:
+            options["config"] = getattr(model, "config", None)
+        super().__init__(**options)
         factors = load_factors(record)
         layers = find_kv_layers(model)
         if not layers:

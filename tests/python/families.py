@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -19,6 +20,14 @@ SIZES = {
 }
 MOE = {"num_local_experts": 2, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8}
 LLAMA_LIKE = [f"model.layers.{i}.self_attn.{p}_proj" for i in range(2) for p in "kv"]
+try:  # newer transformers call it cache and warn of the old name
+    from transformers import LlamaForCausalLM
+
+    CACHE = (
+        "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"
+    )
+except ImportError:
+    CACHE = "past_key_values"
 ENCODERS = ("bert", "distilbert")
 ENCODER_DECODERS = ("t5", "bart")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import copy
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import amct_pytorch as amct
 import pytest
 import torch
-from families import tiny
+from families import CACHE, tiny
 from helpers import Decoder, calibrated, record_of, tokens
 
 transformers = pytest.importorskip("transformers")
@@ -116,7 +117,7 @@ def test_a_forward_that_fails_leaves_the_cache_as_it_was(tmp_path: Path) -> None
     with torch.no_grad():
         model.model.embed_tokens.weight[3, 0] = float("nan")
     with pytest.raises(amct.NonFiniteError, match=r"layers\.0\.self_attn\.k_proj', batch 1"):
-        model(torch.tensor([[2, 3]]), past_key_values=cache)
+        model(torch.tensor([[2, 3]]), **{CACHE: cache})
     assert "update" not in vars(cache)
     model(torch.tensor([[2, 4]]), use_cache=True)
     assert list(amct.read_record(tmp_path / "record.txt")) == NAMES
@@ -153,14 +154,121 @@ def test_the_reach_is_the_models_unless_another_is_given(tmp_path: Path) -> None
     assert not scales[0].equal(scales[2])
 
 
-def test_one_token_at_the_first_position_does_not_tell_how_keys_are_turned(tmp_path: Path) -> None:
+def test_tokens_at_the_first_position_wait_for_a_batch_that_tells_how_keys_are_turned(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    records = []
+    for order in ((1, 6, 1), (6, 1, 1), (1, 1, 6)):
+        model = tiny("llama")
+        folder = tmp_path / "-".join(map(str, order))
+        calibrated(folder, model, definition=definition(reach=64, batches=3))
+        with torch.inference_mode():
+            for length in order:
+                model(ids(length=length), use_cache=True)
+        records.append((folder / "record.txt").read_bytes())
+    assert records[0] == records[1] == records[2]
+    assert list(amct.read_record(tmp_path / "1-6-1" / "record.txt")) == NAMES
+    assert "tokens at the first position alone do not tell how keys are turned" in caplog.text
+
+
+def test_large_values_in_slow_channels_do_not_hide_how_keys_are_turned(tmp_path: Path) -> None:
+    model = tiny("qwen2")
+    with torch.no_grad():
+        bias = model.model.layers[0].self_attn.k_proj.bias
+        bias.view(2, 8)[:, [3, 7]] = 400  # the slowest pair of each head
+    calibrated(tmp_path, model, definition=definition(reach=64))
+    run = amct.calibration_run(model)
+    model(ids(length=20), use_cache=True)
+    assert [layer.rows for layer in run.results()] == [680, 40] * 2
+
+
+def test_the_cache_is_as_it_was_when_its_layers_are_finished(tmp_path: Path) -> None:
     model = tiny("llama")
-    calibrated(tmp_path, model, definition=definition(reach=64, batches=2))
-    with pytest.raises(RuntimeError, match="do not tell how keys are turned; calibrate with longer texts"):
-        model(ids(length=1), use_cache=True)
-    model(ids(), use_cache=True)
-    model(ids(length=1), use_cache=True)  # known by now
-    assert list(amct.read_record(tmp_path / "record.txt")) == NAMES
+    calibrated(tmp_path, model, definition=definition())
+    with torch.inference_mode():
+        cache = model(ids(), use_cache=True).past_key_values
+    assert "update" not in vars(cache)
+    copy.deepcopy(cache)
+
+
+def test_an_update_of_the_users_own_stays(tmp_path: Path) -> None:
+    model = tiny("llama")
+    calibrated(tmp_path, model, definition=definition(batches=2))
+    cache, calls = transformers.DynamicCache(), []
+    update = cache.update
+
+    def own(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return update(*args, **kwargs)
+
+    cache.update = own
+    for _ in range(3):
+        model(ids(), **{CACHE: cache})
+    assert len(calls) == 6
+    assert vars(cache)["update"] is own
+
+
+@pytest.mark.parametrize("where", ["k_proj", "o_proj"])
+def test_an_interrupt_leaves_nothing_behind(where: str, tmp_path: Path) -> None:
+    """Torch calls no hook then, so what the forward left is cleared by the next one."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    model = tiny("llama")
+    cache = transformers.DynamicCache()
+    calibrated(tmp_path, model, definition=definition(batches=2))
+    run = amct.calibration_run(model)
+    module = getattr(model.model.layers[1].self_attn, where)
+    hook = module.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model(ids(), attention_mask=torch.tensor([[1] * 6, [0] * 3 + [1] * 3]), **{CACHE: cache})
+    hook.remove()
+    cache.layers.clear()
+    seen = run.unfinished()
+    amct.remove_quant_cali(model)
+    plain = model(ids(), **{CACHE: cache}).logits
+    assert run.unfinished() == seen  # the cache shows nothing to a run that is over
+    assert plain.equal(model(ids(), use_cache=True).logits)
+    assert "update" not in vars(cache)
+
+
+def test_threads_do_not_mix_their_forwards(tmp_path: Path) -> None:
+    batches = [(ids(seed, length=8), torch.ones(2, 8, dtype=torch.int64)) for seed in range(24)]
+    for i, (_, mask) in enumerate(batches):
+        mask[0, : i % 4] = 0
+    for tap in ("linear", "cache"):
+        records = []
+        for threads in (1, 4):
+            model = tiny("llama")
+            text = definition(reach=64, batches=len(batches)).replace("cache", tap, 1)
+            folder = tmp_path / f"{tap}{threads}"
+            calibrated(folder, model, definition=text.replace("kv_linear", "kv_cache"))
+            run = amct.calibration_run(model)
+
+            def work(mine: list[Any], model: torch.nn.Module = model) -> None:
+                with torch.inference_mode():
+                    for batch, mask in mine:
+                        model(batch, attention_mask=mask, use_cache=True)
+
+            with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+                list(pool.map(work, [batches[k::threads] for k in range(threads)]))
+            assert {layer.batches for layer in run.results()} == {len(batches)}
+            records.append((folder / "record.txt").read_bytes())
+        assert records[0] == records[1]
+
+
+def test_two_models_with_the_same_names(tmp_path: Path) -> None:
+    models = [Custom(shows=True), Custom(shows=True)]
+    for i, model in enumerate(models):
+        calibrated(tmp_path / str(i), model, definition=definition(batches=2))
+    models[0](tokens())
+    first, second = (amct.calibration_run(model) for model in models)
+    assert set(first.unfinished().values()) == {(1, 2)}
+    assert set(second.unfinished().values()) == {(0, 2)}
+    states = torch.ones(1, 2, 2, 4)
+    with pytest.raises(RuntimeError, match=r"several models .*call observe_cache\(\) inside"):
+        amct.observe_cache("decoder.layers.0.self_attn", states, states)
 
 
 @pytest.mark.parametrize("rope", ["linear", "dynamic", "yarn", "llama3"])
@@ -260,7 +368,6 @@ def test_a_model_that_shows_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_states_that_cannot_be(states: Any, error: type[Exception], message: str, tmp_path: Path) -> None:
-    calibrated(tmp_path, Decoder(), definition=definition())
     model = calibrated(tmp_path, Decoder(), definition=definition())
     with pytest.raises(error, match=message):
         amct.observe_cache("layers.0.self_attn", states, states)
@@ -278,8 +385,10 @@ def test_settings_of_create_quant_cali_config(tmp_path: Path) -> None:
     assert text.count('"max_position":128') == 2  # of the keys
     for bad, error, message in (
         ({"tap": "attention"}, ValueError, "tap must be 'linear' or 'cache', not 'attention'"),
-        ({"max_position": -1}, ValueError, "max_position must be 0 or more, not -1"),
+        ({"max_position": -1}, ValueError, r"max_position must be from 0 to 2\^31, not -1"),
+        ({"max_position": 2**63}, ValueError, "not 9223372036854775808"),
         ({"max_position": 1.5}, TypeError, "max_position must be a int"),
+        ({"max_position": True}, TypeError, "max_position must be an int, not bool"),
     ):
         with pytest.raises(error, match=message):
             amct.create_quant_cali_config(str(file), model, **bad)

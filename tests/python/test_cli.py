@@ -217,3 +217,13 @@ class TestCalibrate:
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr == "amct-pytorch: one of --text and --token-ids is needed\n"
+
+    def test_token_ids_that_the_model_does_not_know(self, tmp_path: Path) -> None:
+        arguments = saved_model(tmp_path, "llama")
+        (tmp_path / "ids.json").write_text(json.dumps([5000] * 200))
+        result = run("calibrate", *arguments)
+        assert result.stderr.endswith("token ids go from 5000 to 5000, but the model knows 0 to 31\n")
+
+    def test_a_configuration_and_settings(self, tmp_path: Path) -> None:
+        result = run("calibrate", *saved_model(tmp_path, "llama"), "--config", "c.json", "--tap", "cache")
+        assert result.stderr.startswith("amct-pytorch: --config has all settings; leave out --tap")

@@ -9,7 +9,8 @@ import pytest
 import torch
 from amct_pytorch._rotary import TURNS, turned_positions
 from amct_pytorch._tap import Tap
-from families import ENCODER_DECODERS, ENCODERS, FAMILIES, inputs, tiny
+from amct_pytorch.kv_cache import FakeQuantizedCache
+from families import CACHE, ENCODER_DECODERS, ENCODERS, FAMILIES, inputs, tiny
 from helpers import calibrated
 
 # Families that turn keys by a module for it.
@@ -53,6 +54,9 @@ def test_at_the_cache(
         assert not [hook for module in model.modules() for hook in module._forward_pre_hooks.values()]
         with amct.fake_quantized(model, record, tap="cache"):
             stored = model(**ids, use_cache=True).logits
+        if family not in ENCODER_DECODERS:
+            cache = FakeQuantizedCache(record, model)
+            assert model(**ids, **{CACHE: cache}).logits.equal(stored)
         assert torch.equal(model(**ids, use_cache=True).logits, plain)
     assert not torch.equal(stored, plain)
     assert torch.nn.functional.cosine_similarity(stored.flatten(), plain.flatten(), dim=0) > 0.98

@@ -7,10 +7,10 @@ from pathlib import Path
 import amct_pytorch as amct
 import pytest
 import torch
-from families import tiny
+from families import CACHE, tiny
 from helpers import calibrated
 
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
 
 LENGTHS = (3, 7, 5)
 WIDTH = max(LENGTHS)
@@ -145,3 +145,39 @@ def test_a_forward_that_fails_forgets_its_mask(tmp_path: Path) -> None:
         model(ids + 1000, attention_mask=mask)
     model(ids)
     assert {layer.rows for layer in run.results()} == {21}
+
+
+@pytest.mark.parametrize("room", [0, 2, 10])
+def test_a_mask_with_room_for_tokens_to_come(room: int, tmp_path: Path) -> None:
+    """As a static cache has it: the first columns are those of the tokens."""
+    model = tiny("llama")
+    ids, mask = padded("right")
+    calibrated(tmp_path, model, definition=definition("cache", "per_tensor", 2))
+    run = amct.calibration_run(model)
+    size = WIDTH + room
+    cache = transformers.StaticCache(config=model.config, max_cache_len=size)
+    whole = torch.cat((mask, torch.zeros(len(LENGTHS), room, dtype=torch.int64)), dim=1)
+    first = WIDTH - 2
+    with torch.inference_mode():
+        model(ids[:, :first], attention_mask=whole, **{CACHE: cache})
+        model(ids[:, first:], attention_mask=whole, **{CACHE: cache})
+    assert {layer.rows for layer in run.results()} == {15}
+
+
+def test_a_step_of_padding_alone_counts_nothing(tmp_path: Path) -> None:
+    for tap in ("linear", "cache"):
+        model = tiny("llama")
+        calibrated(tmp_path / tap, model, definition=definition(tap, "per_tensor", 1))
+        run = amct.calibration_run(model)
+        ids = torch.ones(2, 4, dtype=torch.int64)
+        model(ids, attention_mask=torch.zeros_like(ids), use_cache=True)
+        assert set(run.unfinished().values()) == {(0, 1)}
+        model(ids, use_cache=True)
+        assert {layer.rows for layer in run.results()} == {8}
+
+
+def test_a_mask_that_does_not_tell_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny("llama")
+    calibrated(tmp_path, model)
+    model(torch.ones(2, 4, dtype=torch.int64), attention_mask=torch.ones(2, 1, 4, 4, dtype=torch.bool))
+    assert "attention_mask is not of the form [batch, tokens]" in caplog.text

@@ -56,6 +56,10 @@ class _Forward(threading.local):
     """What is known of the forward of an attention module that runs in this thread."""
 
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Know nothing: no forward runs."""
         self.is_running = False
         self.seen = False
         self.embeddings: Any = None
@@ -98,7 +102,7 @@ class CacheTap(Tap):
         rotary: RotaryCalls,
     ) -> None:
         super().__init__(attention, [place.name for place in places], layers, owner)
-        self.attention_name = next(iter(places)).module.rpartition(".")[0]
+        self.attention_name = next(iter(places)).attention
         self._places = places
         self._turned = turned
         self._padding = padding
@@ -237,13 +241,13 @@ class CacheTap(Tap):
         self._forward.before.append(output)
 
     def _begin(self, kwargs: Mapping[str, Any]) -> None:
-        self._forward.__init__()  # type: ignore[misc]  # nothing of a forward before
+        self._forward.clear()  # of one that was interrupted
         self._forward.is_running = True
         self._forward.embeddings = kwargs.get("position_embeddings")
 
     def _end(self, had_cache: bool) -> None:
         seen = self._forward.seen
-        self._forward.__init__()  # type: ignore[misc]
+        self._forward.clear()
         if not (had_cache or seen):
             raise RuntimeError(
                 f"attention '{self.attention_name}' was called without a cache, and tap 'cache' observes "

@@ -60,7 +60,8 @@ class Padding:
         name : str
             The layer, which tells whether it is of cross attention.
         batch, tokens : int
-            The sequences and the tokens of each that it sees; of a mask that is longer, the last ones.
+            The sequences and the tokens of each that it sees. Of a mask that is longer, those after the
+            tokens in the cache; where it is too short for that, the last ones.
 
         Returns
         -------

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from amct_pytorch._core import CalibrationConfig
-from amct_pytorch._projection import ChannelSlice
+from amct_pytorch._projection import ChannelSlice, InAttention
 
 
 @dataclass(frozen=True)
-class Place:
+class Place(InAttention):
     """Where one layer of a configuration is observed.
 
     Attributes
@@ -31,11 +31,6 @@ class Place:
     role: str | None
     slice: ChannelSlice | None
     max_position: int | None
-
-    @property
-    def module(self) -> str:
-        """Path of the module in the model."""
-        return self.name if self.slice is None else self.name.rpartition(".")[0]
 
 
 def places_of(config: CalibrationConfig) -> list[Place]:

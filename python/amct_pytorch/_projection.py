@@ -79,6 +79,23 @@ class ChannelSlice(NamedTuple):
         return grouped.narrow(-1, self.begin, self.end - self.begin)
 
 
+class InAttention:
+    """A layer that an attention module holds: a projection, or the part `slice` of one."""
+
+    name: str
+    slice: ChannelSlice | None
+
+    @property
+    def module(self) -> str:
+        """Path of its module in the model."""
+        return self.name if self.slice is None else self.name.rpartition(".")[0]
+
+    @property
+    def attention(self) -> str:
+        """Path of the attention module in the model."""
+        return self.module.rpartition(".")[0]
+
+
 def _first_int(module: torch.nn.Module, names: tuple[str, ...]) -> int | None:
     for name in names:
         # Not by getattr alone: a wrapper may look its attributes up in what it wraps, and find a parameter.

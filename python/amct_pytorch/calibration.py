@@ -329,7 +329,7 @@ class CalibrationRun(Recorder):
         at_cache: dict[str, list[tuple[Place, torch.nn.Module]]] = {}
         for place, module in layers:
             if place.tap == "cache":
-                at_cache.setdefault(place.module.rpartition(".")[0], []).append((place, module))
+                at_cache.setdefault(place.attention, []).append((place, module))
             else:
                 LinearTap(module, place.name, self._layers, self, self._padding, place.slice)
         self.observes_cache = bool(at_cache)  # whether some layers have tap 'cache'

@@ -10,13 +10,13 @@ import torch
 
 from amct_pytorch._cache_watch import LATENT_NORM
 from amct_pytorch._fused import FUSED_PROJECTIONS, fused_pair
-from amct_pytorch._projection import ChannelSlice, is_projection, out_features
+from amct_pytorch._projection import ChannelSlice, InAttention, is_projection, out_features
 
 Role = Literal["key", "value"]
 
 
 @dataclass(frozen=True)
-class KVLayer:
+class KVLayer(InAttention):
     """A projection whose output goes into the cache, or the part of one that does.
 
     Attributes
@@ -42,11 +42,6 @@ class KVLayer:
     head_dim: int | None = None
     source: str = ""
     slice: ChannelSlice | None = None
-
-    @property
-    def module(self) -> str:
-        """Path of the module in the model."""
-        return self.name if self.slice is None else self.name.rpartition(".")[0]
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,7 @@ def _by_attention(
         if name not in known:
             raise ValueError(f"layer '{name}' is not found to be a key or value layer; use tap 'linear'")
         layer = known[name]
-        result.setdefault(layer.module.rpartition(".")[0], {})[layer.role] = layer_factors, layer
+        result.setdefault(layer.attention, {})[layer.role] = layer_factors, layer
     return result
 
 

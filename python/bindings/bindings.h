@@ -17,6 +17,7 @@ namespace nb = nanobind;
 void bind_errors(nb::module_& module);
 void bind_config(nb::module_& module);
 void bind_observe(nb::module_& module);
+void bind_record(nb::module_& module);
 void bind_session(nb::module_& module);
 
 /// Any array with the DLPack or buffer protocol; kept alive by the caller while a view is in use.

@@ -3,7 +3,6 @@
 #include "amct/config/definition.h"
 #include "amct/config/layer_patterns.h"
 #include "amct/core/file.h"
-#include "amct/record/record_file.h"
 #include "amct/search/search.h"
 
 #include <cstdint>
@@ -41,7 +40,7 @@ std::vector<Place> places(const amct::CalibrationConfig& config) {
   std::vector<Place> result;
   for (const amct::LayerConfig& layer : config.layers) {
     std::optional<std::string> role;
-    if (layer.role) role = *layer.role == amct::KVRole::kKey ? "key" : "value";
+    if (layer.role) role = std::string(amct::name_of(*layer.role));
     std::optional<SliceTuple> slice;
     if (layer.slice) slice.emplace(layer.slice->begin, layer.slice->end, layer.slice->groups);
     result.emplace_back(layer.name, std::string(amct::name_of(layer.tap)), role, slice,
@@ -159,25 +158,6 @@ void bind_config(nb::module_& module) {
   module.def("check_output_path", &amct::check_output_path, "path"_a,
              "Raise ValueError where the path cannot name an output file.");
 
-  module.def(
-      "read_record",
-      [](const std::string& path) {
-        std::vector<std::tuple<std::string, std::vector<float>, std::vector<std::int32_t>, bool>>
-            result;
-        for (const amct::LayerRecord& layer : amct::read_record(path)) {
-          auto& [name, scales, offsets, per_head] = result.emplace_back();
-          name = layer.name;
-          per_head = layer.per_head;
-          for (const amct::QuantParams& params : layer.params) {
-            scales.push_back(params.scale);
-            offsets.push_back(params.offset);
-          }
-        }
-        return result;
-      },
-      "path"_a, "The layers of a record file: (name, scales, offsets, per head).");
-  module.def("write_empty_record", &amct::write_empty_record, "path"_a,
-             "Replace the record file by an empty one.");
 }
 
 }  // namespace amct_python

@@ -10,6 +10,7 @@ NB_MODULE(_core, module) {
   module.attr("__version__") = AMCT_VERSION;
   amct_python::bind_errors(module);
   amct_python::bind_config(module);
+  amct_python::bind_record(module);
   amct_python::bind_observe(module);
   amct_python::bind_session(module);
 }

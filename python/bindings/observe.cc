@@ -36,7 +36,9 @@ amct::OptionMap options_of(const amct::AlgorithmSpec& spec, const nb::dict& give
 
 std::vector<std::pair<float, std::int32_t>> solve(const amct::Observer& observer,
                                                   const std::string& name, bool with_offset,
-                                                  const nb::dict& given) {
+                                                  const nb::dict& given,
+                                                  const std::string& dst_type) {
+  const amct::SearchTarget target{amct::grid_named(dst_type, "dst_type"), with_offset};
   const amct::Algorithm* algorithm = amct::find_algorithm(name);
   if (algorithm == nullptr) throw amct::ValueError("there is no algorithm '" + name + "'");
   const amct::OptionMap options = options_of(algorithm->spec, given);
@@ -46,13 +48,13 @@ std::vector<std::pair<float, std::int32_t>> solve(const amct::Observer& observer
     for (std::size_t group = 0; group < result.size(); ++group) {
       const amct::ValueRange range = observer.range(group);
       const amct::QuantParams params =
-          algorithm->search_range(range.min, range.max, with_offset, options).params;
+          algorithm->search_range(range.min, range.max, target, options).params;
       result[group] = {params.scale, params.offset};
     }
     return result;
   }
   observer.visit([&](std::size_t group, const amct::ValueCounts& values) {
-    const amct::QuantParams params = algorithm->search(values, with_offset, options).params;
+    const amct::QuantParams params = algorithm->search(values, target, options).params;
     result[group] = {params.scale, params.offset};
   });
   return result;
@@ -87,8 +89,9 @@ void bind_observe(nb::module_& module) {
       .def_prop_ro("rows", &amct::Observer::rows)
       .def_prop_ro("channels", &amct::Observer::channels)
       .def("solve", &solve, "algorithm"_a, "with_offset"_a = true, "options"_a = nb::dict(),
+           "dst_type"_a = "INT8",
            nb::sig("def solve(self, algorithm: str, with_offset: bool = True, options: dict[str, "
-                   "typing.Any] = {}) "
+                   "typing.Any] = {}, dst_type: str = 'INT8') "
                    "-> list[tuple[float, int]]"),
            "Search: a list of (scale, offset), one a group.");
 }

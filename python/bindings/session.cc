@@ -126,7 +126,10 @@ void bind_layer_result(nb::module_& module) {
   nb::class_<LayerResult>(module, "LayerResult", "What a finished layer is known by.")
       .def_ro("name", &LayerResult::name, "Path of the module in the model.")
       .def_ro("algorithm", &LayerResult::algorithm,
-              "The search: 'ifmr', 'hfmg', 'minmax', 'percentile' or 'mse'.")
+              "The search: 'ifmr', 'hfmg', 'minmax', 'percentile', 'mse' or 'kl'.")
+      .def_prop_ro(
+          "dst_type", [](const LayerResult& r) { return std::string(r.grid.name); },
+          "What the cache stores: 'INT8', 'INT4', 'FP8_E4M3', ...")
       .def_prop_ro(
           "granularity", [](const LayerResult& r) { return std::string(name_of(r.granularity)); },
           "'per_tensor', 'per_channel' or 'per_head'.")

@@ -120,10 +120,13 @@ LayerConfig parse_layer(const std::string& name, const Json& json, const std::st
 Settings settings_of(const LayerConfig& layer, const AlgorithmSpec& spec) {
   Settings settings{{"act_algo", layer.algorithm}};
   for (const OptionSpec& option : spec.options) {
-    settings.emplace_back(option.key, layer.options.at(option.key));
+    const OptionValue& value = layer.options.at(option.key);
+    if (option.is_extension && value == option.default_value) continue;
+    settings.emplace_back(option.key, value);
   }
   if (layer.asymmetric) settings.emplace_back("asymmetric", *layer.asymmetric);
   settings.emplace_back("quant_granularity", static_cast<std::int64_t>(layer.granularity));
+  if (layer.grid != kInt8) settings.emplace_back("dst_type", std::string(layer.grid.name));
   if (layer.granularity == Granularity::kPerHead) settings.emplace_back("head_num", layer.head_num);
   if (layer.nonfinite == NonFinitePolicy::kSkip)
     settings.emplace_back("nonfinite", std::string("skip"));

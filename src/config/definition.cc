@@ -5,6 +5,7 @@
 #include "amct/core/error.h"
 #include "amct/core/file.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <unordered_map>
 #include <unordered_set>
@@ -139,22 +140,21 @@ struct Definition::Impl {
     return nullptr;
   }
 
-  static void set_place(const std::vector<const ProtoCalibration*>& messages, LayerConfig& layer) {
-    for (const ProtoCalibration* given : messages) {
-      if (!given->has_tap()) continue;
+  /// Settings that do not belong to an algorithm, each from the first of `messages` that has it.
+  static void set_common(const std::vector<const ProtoCalibration*>& messages, LayerConfig& layer) {
+    const auto first = [&](bool (ProtoCalibration::*has)() const) {
+      const auto found = std::ranges::find_if(messages, has);
+      return found == messages.end() ? nullptr : *found;
+    };
+    if (const auto* given = first(&ProtoCalibration::has_tap))
       layer.tap = given->tap() == AMCTPytorchQuantCaliProto::cache ? Tap::kCache : Tap::kLinear;
-      break;
-    }
-    for (const ProtoCalibration* given : messages) {
-      if (layer.granularity != Granularity::kPerHead || !given->has_head_num()) continue;
-      layer.head_num = given->head_num();
-      break;
-    }
-    for (const ProtoCalibration* given : messages) {
-      if (!given->has_max_position()) continue;
+    if (const auto* given = first(&ProtoCalibration::has_dst_type))
+      layer.grid = grid_named(DstType_Name(given->dst_type()), "dst_type");
+    if (const auto* given = first(&ProtoCalibration::has_max_position))
       layer.max_position = given->max_position();
-      break;
-    }
+    if (layer.granularity != Granularity::kPerHead) return;
+    if (const auto* given = first(&ProtoCalibration::has_head_num))
+      layer.head_num = given->head_num();
   }
 
   LayerConfig configure(const std::string& name) const {
@@ -191,8 +191,8 @@ struct Definition::Impl {
         set_option(layer, option, option_value(option, all), fail);
       }
     }
+    set_common(messages, layer);
     check_conflicts(layer, spec, fail);
-    set_place(messages, layer);
     return layer;
   }
 };

@@ -1,5 +1,7 @@
 #include "config/layer_settings.h"
 
+#include "amct/core/error.h"
+
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -10,8 +12,6 @@
 namespace amct {
 namespace {
 
-/// Names that are reserved for extensions and that this version does not read yet.
-constexpr std::array<std::string_view, 2> kReserved{"dst_type", "search_clip_min"};
 /// Settings of a layer that only a model's configuration can give.
 constexpr std::array<std::string_view, 5> kPlace{"tap", "role", "slice", "slice_groups",
                                                  "max_position"};
@@ -52,7 +52,10 @@ class Reader {
       } else if (key == "nonfinite") {
         layer.nonfinite = nonfinite(value);
       } else if (key == "num_bits") {
-        check_num_bits(value);
+        num_bits_ = bits(value);
+      } else if (key == "dst_type") {
+        layer.grid = grid(value);
+        has_dst_type_ = true;
       } else if (dialect_ == SettingsDialect::kFile &&
                  std::ranges::find(kPlace, key) != kPlace.end()) {
         set_place(layer, key, value);
@@ -60,6 +63,7 @@ class Reader {
         unknown(key, spec);
       }
     }
+    set_bits(layer);
     check_heads(layer);
     check_place(layer);
     check_conflicts(layer, spec, fail_);
@@ -188,10 +192,32 @@ class Reader {
     return NonFinitePolicy::kRaise;
   }
 
-  void check_num_bits(const OptionValue& value) const {
-    const auto bits = get<std::int64_t>("num_bits", value, "8");
-    if (bits != 8) {
-      fail_(SettingsProblem::kRange, "num_bits must be 8, not " + std::to_string(bits));
+  std::int64_t bits(const OptionValue& value) const {
+    const auto bits = get<std::int64_t>("num_bits", value, "8 or 4");
+    if (bits != 8 && bits != 4)
+      fail_(SettingsProblem::kRange, "num_bits must be 8 or 4, not " + std::to_string(bits));
+    return bits;
+  }
+
+  Grid grid(const OptionValue& value) const {
+    const auto name = get<std::string>("dst_type", value, "a string");
+    try {
+      return grid_named(name, "dst_type");
+    } catch (const ValueError& error) {
+      fail_(SettingsProblem::kRange, error.what());
+      return kInt8;
+    }
+  }
+
+  /// num_bits is another word for the integer formats, and may not contradict dst_type.
+  void set_bits(LayerConfig& layer) const {
+    if (!num_bits_) return;
+    if (!has_dst_type_) {
+      layer.grid = *num_bits_ == kInt4.bits ? kInt4 : kInt8;
+    } else if (layer.grid.bits != *num_bits_) {
+      fail_(SettingsProblem::kRange, "num_bits " + std::to_string(*num_bits_) +
+                                         " contradicts dst_type '" + std::string(layer.grid.name) +
+                                         "'; leave num_bits out");
     }
   }
 
@@ -202,12 +228,8 @@ class Reader {
                                                 other.name + "', but this is '" + spec.name + "'");
       }
     }
-    if (std::ranges::find(kReserved, key) != kReserved.end()) {
-      fail_(SettingsProblem::kUnknownKey,
-            "'" + key + "' is reserved; this version does not support it");
-    }
-    std::vector<std::string> known{"act_algo",  "asymmetric", "quant_granularity",
-                                   "nonfinite", "num_bits",   "head_num"};
+    std::vector<std::string> known{"act_algo", "asymmetric", "quant_granularity", "nonfinite",
+                                   "num_bits", "head_num",   "dst_type"};
     if (dialect_ == SettingsDialect::kOperator) {
       if (std::ranges::find(kPlace, key) != kPlace.end()) {
         fail_(SettingsProblem::kUnknownKey,
@@ -229,6 +251,8 @@ class Reader {
   const AlgorithmCatalog& catalog_;
   const SettingsFailure& fail_;
   std::optional<std::int64_t> slice_groups_;
+  std::optional<std::int64_t> num_bits_;
+  bool has_dst_type_ = false;
 };
 
 }  // namespace
@@ -253,6 +277,17 @@ void check_conflicts(const LayerConfig& layer, const AlgorithmSpec& spec,
                      const SettingsFailure& fail) {
   if (const std::string conflict = spec.conflict(layer.options); !conflict.empty()) {
     fail(SettingsProblem::kRange, conflict);
+  }
+  if (!layer.grid.is_float()) return;
+  const std::string name(layer.grid.name);
+  if (layer.asymmetric.value_or(false)) {
+    fail(SettingsProblem::kRange, "dst_type '" + name + "' has no offsets, but " +
+                                      "asymmetric is true; leave it out or make it false");
+  }
+  if (spec.integer_grids_only) {
+    fail(SettingsProblem::kRange, "act_algo '" + spec.name +
+                                      "' needs evenly spread levels, which " + "dst_type '" + name +
+                                      "' has not; use 'mse'");
   }
 }
 

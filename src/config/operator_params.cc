@@ -41,7 +41,12 @@ OperatorParams parse_operator_params(const std::vector<std::pair<std::string, Op
     }
   }
   result.layer = parse_layer_settings(settings, SettingsDialect::kOperator, catalog, fail);
-  if (!result.layer.asymmetric) result.layer.asymmetric = with_offset.value_or(true);
+  const bool is_float = result.layer.grid.is_float();
+  if (is_float && !result.layer.asymmetric && with_offset.value_or(false)) {
+    fail(SettingsProblem::kRange, "dst_type '" + std::string(result.layer.grid.name) +
+                                      "' has no offsets, but with_offset is true");
+  }
+  if (!result.layer.asymmetric) result.layer.asymmetric = with_offset.value_or(!is_float);
   return result;
 }
 

@@ -42,7 +42,27 @@ void set_factors(MapFiledEntry& entry, const LayerRecord& layer) {
   value.Clear();
   for (const QuantParams& params : layer.params) value.add_scale(params.scale);
   for (const QuantParams& params : layer.params) value.add_offset(params.offset);
+  // Extensions stand where they say something: a plain record is that of the existing toolkit.
   if (layer.per_head) value.set_head_num(static_cast<std::uint32_t>(layer.params.size()));
+  if (layer.grid != kInt8) value.set_dst_type(std::string(layer.grid.name));
+  if (layer.tap == Tap::kCache) value.set_tap(AMCTPytorchProto::cache);
+  if (layer.role) {
+    value.set_role(*layer.role == KVRole::kKey ? AMCTPytorchProto::key : AMCTPytorchProto::value);
+  }
+}
+
+/// What an entry says beside its factors. `where` begins the message of a ValueError.
+LayerRecord layer_of(const MapFiledEntry& entry, const std::string& where) {
+  const auto& value = entry.kv_cache_value();
+  LayerRecord layer;
+  layer.name = entry.key();
+  layer.per_head = value.has_head_num();
+  layer.grid = grid_named(value.dst_type(), where + "dst_type");
+  if (value.tap() == AMCTPytorchProto::cache) layer.tap = Tap::kCache;
+  if (value.has_role()) {
+    layer.role = value.role() == AMCTPytorchProto::value ? KVRole::kValue : KVRole::kKey;
+  }
+  return layer;
 }
 
 /// Puts the entries that `order` names into that order, among the places they hold together.
@@ -98,7 +118,7 @@ std::vector<LayerRecord> read_record(const std::string& path) {
       throw ValueError(where + "has " + std::to_string(value.scale_size()) + " scales but " +
                        std::to_string(value.head_num()) + " heads; calibrate it again");
     }
-    LayerRecord layer{entry.key(), {}, value.has_head_num()};
+    LayerRecord layer = layer_of(entry, where);
     for (int i = 0; i < value.scale_size(); ++i) {
       if (!std::isfinite(value.scale(i)) || value.scale(i) <= 0) {
         throw ValueError(where + "scale " + shortest_decimal(value.scale(i)) +

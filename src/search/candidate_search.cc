@@ -175,9 +175,7 @@ class CandidateSearch::Run {
 };
 
 CandidateSearch::CandidateSearch(const ValueCounts& values)
-    : values_(values),
-      noise_(std::pow(static_cast<double>(std::numeric_limits<float>::epsilon()) * values.max_abs(),
-                      2)) {}
+    : values_(values), noise_(noise_of(values)) {}
 
 CandidateSearch::CandidateSearch(const ValueCounts& values, const Rounding& envelope,
                                  std::size_t candidates)
@@ -193,6 +191,10 @@ BestCandidate CandidateSearch::best(std::span<const Rounding> candidates) const 
 
 BestCandidate CandidateSearch::quick_best(std::span<const Rounding> candidates) const {
   return Run(*this, candidates).quick_best();
+}
+
+double noise_of(const ValueCounts& values) {
+  return std::pow(static_cast<double>(std::numeric_limits<float>::epsilon()) * values.max_abs(), 2);
 }
 
 BestCandidate first_smallest_loss(const ValueCounts& values, std::span<const Rounding> candidates) {

@@ -50,6 +50,9 @@ class CandidateSearch {
   std::optional<CoarseLosses> coarse_;
 };
 
+/// Losses up to this count as zero: (FLT_EPSILON * max|x|)^2, which storing in float32 costs.
+double noise_of(const ValueCounts& values);
+
 /// The best of candidates that are all known.
 BestCandidate first_smallest_loss(const ValueCounts& values,
                                   std::span<const kernels::Rounding> candidates);

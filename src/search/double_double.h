@@ -30,6 +30,10 @@ struct DoubleDouble {
     return quick_sum(once.hi, once.lo + low.lo);
   }
 
+  friend DoubleDouble operator-(DoubleDouble a, DoubleDouble b) {
+    return a + DoubleDouble{-b.hi, -b.lo};
+  }
+
   double value() const { return hi + lo; }
 
  private:

@@ -1,15 +1,12 @@
 #include "amct/search/hfmg.h"
 
+#include "amct/core/error.h"
+
 #include <algorithm>
-#include <array>
 #include <cmath>
-#include <functional>
 #include <limits>
 
-#include <tbb/enumerable_thread_specific.h>
-
-#include "kernels/bins.h"
-#include "search/chunks.h"
+#include "search/histogram.h"
 
 namespace amct {
 namespace {
@@ -145,37 +142,16 @@ RangeLoss best_range(const Histogram& histogram, std::int64_t levels) {
 Histogram hfmg_histogram(const ValueCounts& values, std::int64_t num_of_bins) {
   require_values(values);
   Histogram histogram;
-  histogram.counts.assign(static_cast<std::size_t>(num_of_bins), 0);
   histogram.low = values.min();
   histogram.high = values.max();
   histogram.width = (histogram.high - histogram.low) / static_cast<double>(num_of_bins);
   if (histogram.low == histogram.high) {
     // Binned over [value - 1, value + 1], which beyond 2^53 is no range in float64 any more.
+    histogram.counts.assign(static_cast<std::size_t>(num_of_bins), 0);
     histogram.counts[histogram.counts.size() / 2] = values.total();
     return histogram;
   }
-  const double range = histogram.high - histogram.low;
-  const auto count = [&](std::size_t first, std::size_t size, std::vector<std::uint64_t>& counts) {
-    std::array<std::uint32_t, 256> indices;
-    for (std::size_t begin = first; begin < first + size; begin += indices.size()) {
-      const std::size_t run = std::min(indices.size(), first + size - begin);
-      kernels::bin_indices(values.values().data() + begin, run, histogram.low, range,
-                           static_cast<std::uint32_t>(num_of_bins), indices.data());
-      for (std::size_t i = 0; i < run; ++i) counts[indices[i]] += values.count(begin + i);
-    }
-  };
-  if (chunks_of(values.values().size()) ==
-      1) {  // a channel, which needs no table of a thread's own
-    count(0, values.values().size(), histogram.counts);
-    return histogram;
-  }
-  tbb::enumerable_thread_specific<std::vector<std::uint64_t>> locals(histogram.counts);
-  for_each_chunk(values.values().size(), [&](std::size_t, std::size_t first, std::size_t size) {
-    count(first, size, locals.local());
-  });
-  for (const std::vector<std::uint64_t>& local : locals) {
-    std::ranges::transform(histogram.counts, local, histogram.counts.begin(), std::plus<>());
-  }
+  histogram.counts = equal_bins(values, histogram.low, histogram.high, num_of_bins);
   return histogram;
 }
 
@@ -215,6 +191,10 @@ double hfmg_loss(const Histogram& histogram, BinRange range, std::int64_t levels
 }
 
 SearchResult hfmg(const ValueCounts& values, const HfmgOptions& options) {
+  if (options.grid.is_float()) {
+    throw ValueError("hfmg needs evenly spread levels, which " + std::string(options.grid.name) +
+                     " has not; use mse");
+  }
   const Histogram histogram = hfmg_histogram(values, options.num_of_bins);
   const std::int64_t levels = options.grid.steps() + 1;
   // 64 bits are enough for all but huge totals, and half as slow.
@@ -235,18 +215,20 @@ SearchResult hfmg(const ValueCounts& values, const HfmgOptions& options) {
 
 Algorithm hfmg_algorithm() {
   const auto bins = [](const OptionValue& value) {
-    const std::int64_t n = std::get<std::int64_t>(value);
-    return n == 1024 || n == 2048 || n == 4096 || n == 8192;
+    return is_number_of_bins(std::get<std::int64_t>(value));
   };
   return {.spec = {.name = "hfmg",
                    .options = {{"num_of_bins",
                                 std::int64_t{4096},
                                 "1024, 2048, 4096 or 8192",
                                 bins,
-                                {"num_of_bins"}}}},
-          .search = [](const ValueCounts& values, bool with_offset, const OptionMap& options) {
-            return hfmg(values, {.with_offset = with_offset,
-                                 .num_of_bins = std::get<std::int64_t>(options.at("num_of_bins"))});
+                                {"num_of_bins"}}},
+                   .integer_grids_only = true},
+          .search = [](const ValueCounts& values, const SearchTarget& target,
+                       const OptionMap& options) {
+            return hfmg(values, {.with_offset = target.with_offset,
+                                 .num_of_bins = std::get<std::int64_t>(options.at("num_of_bins")),
+                                 .grid = target.grid});
           }};
 }
 

@@ -8,11 +8,11 @@
 #include <limits>
 
 #include "search/candidate_search.h"
+#include "search/level_losses.h"
 
 namespace amct {
 namespace {
 
-constexpr float kEpsilon = std::numeric_limits<float>::epsilon();
 constexpr double kMaxRatio = std::numeric_limits<float>::max();
 
 /// start, start + step, ... below end; float64 arithmetic, each rounded once to float32. One beyond
@@ -40,6 +40,20 @@ float saturated_product(float ratio, float value) {
   return std::min(ratio * value, std::numeric_limits<float>::max());
 }
 
+BestCandidate best_of(const std::vector<IfmrCandidate>& candidates, const ValueCounts& values,
+                      const Grid& grid) {
+  if (grid.is_float()) {
+    std::vector<float> scales;
+    scales.reserve(candidates.size());
+    for (const IfmrCandidate& c : candidates) scales.push_back(c.scale);
+    return LevelLosses(values, grid).best(scales);
+  }
+  std::vector<kernels::Rounding> roundings;
+  roundings.reserve(candidates.size());
+  for (const IfmrCandidate& c : candidates) roundings.push_back({c.scale, c.low, c.high});
+  return first_smallest_loss(values, roundings);
+}
+
 }  // namespace
 
 std::vector<IfmrCandidate> ifmr_candidates(const ValueCounts& values, const IfmrOptions& options) {
@@ -51,32 +65,31 @@ std::vector<IfmrCandidate> ifmr_candidates(const ValueCounts& values, const Ifmr
       std::min(0.0F, values.kth_smallest(order_statistic(n, options.min_percentile)));
   const Grid& grid = options.grid;
   std::vector<IfmrCandidate> candidates;
-  for (const float ratio : ratios(options)) {
-    IfmrCandidate candidate{};
+  const auto append = [&](float scale, float low, float high) {
+    candidates.push_back({scale < grid.smallest_scale() ? 1.0F : scale, low, high});
+  };
+  const std::vector<float> factors = ratios(options);
+  const std::vector<float> low_factors = options.search_clip_min ? factors : std::vector{1.0F};
+  for (const float ratio : factors) {
     if (options.with_offset) {
-      candidate.high = saturated_product(ratio, clip_max);
-      candidate.low = clip_min;
-      candidate.scale =
-          scale_between(candidate.low, candidate.high, static_cast<float>(grid.steps()));
+      const float high = saturated_product(ratio, clip_max);
+      for (const float low_ratio : low_factors) {
+        const float low = -saturated_product(low_ratio, -clip_min);
+        append(scale_between(low, high, static_cast<float>(grid.steps())), low, high);
+      }
     } else {
-      const bool negative_wins = std::fabs(clip_max) < std::fabs(clip_min);
-      const auto limit = static_cast<float>(negative_wins ? -grid.qmin : grid.qmax);
-      candidate.high = saturated_product(ratio, std::max(std::fabs(clip_max), std::fabs(clip_min)));
-      candidate.low = -candidate.high;
-      candidate.scale = candidate.high / limit;
+      const float limit = grid.limit(std::fabs(clip_max) < std::fabs(clip_min));
+      const float high =
+          saturated_product(ratio, std::max(std::fabs(clip_max), std::fabs(clip_min)));
+      append(high / limit, -high, high);
     }
-    if (candidate.scale < kEpsilon) candidate.scale = 1.0F;
-    candidates.push_back(candidate);
   }
   return candidates;
 }
 
 SearchResult ifmr(const ValueCounts& values, const IfmrOptions& options) {
   const std::vector<IfmrCandidate> candidates = ifmr_candidates(values, options);
-  std::vector<kernels::Rounding> roundings;
-  roundings.reserve(candidates.size());
-  for (const IfmrCandidate& c : candidates) roundings.push_back({c.scale, c.low, c.high});
-  const BestCandidate winner = first_smallest_loss(values, roundings);
+  const BestCandidate winner = best_of(candidates, values, options.grid);
   const IfmrCandidate& best = candidates[winner.index];
   QuantParams params{best.scale, 0};
   if (options.with_offset) {
@@ -110,6 +123,12 @@ Algorithm ifmr_algorithm() {
            "a float in (0, end - start] of search_range",
            [](const OptionValue& value) { return std::get<double>(value) > 0; },
            {"search_step"}},
+          {"search_clip_min",
+           false,
+           "true or false",
+           [](const OptionValue& /*value*/) { return true; },
+           {"search_clip_min"},
+           true},
       }};
   spec.conflict = [](const OptionMap& options) -> std::string {
     const auto& r = std::get<std::vector<double>>(options.at("search_range"));
@@ -119,21 +138,25 @@ Algorithm ifmr_algorithm() {
       return "search_step must be in (0, end - start], but " + to_string(OptionValue(step)) +
              " is more than search_range " + to_string(OptionValue(r)) + " spans";
     }
-    if ((r[1] - r[0]) / step > 1e6) {
+    const double ends = std::get<bool>(options.at("search_clip_min")) ? 2 : 1;
+    if (std::pow((r[1] - r[0]) / step, ends) > 1e6) {
       return "search_step " + to_string(OptionValue(step)) + " over search_range " +
              to_string(OptionValue(r)) + " gives more than 1,000,000 candidates";
     }
     return {};
   };
   return {.spec = std::move(spec),
-          .search = [](const ValueCounts& values, bool with_offset, const OptionMap& options) {
+          .search = [](const ValueCounts& values, const SearchTarget& target,
+                       const OptionMap& options) {
             const auto& r = std::get<std::vector<double>>(options.at("search_range"));
-            return ifmr(values, {.with_offset = with_offset,
+            return ifmr(values, {.with_offset = target.with_offset,
                                  .max_percentile = std::get<double>(options.at("max_percentile")),
                                  .min_percentile = std::get<double>(options.at("min_percentile")),
                                  .search_start = r[0],
                                  .search_end = r[1],
-                                 .search_step = std::get<double>(options.at("search_step"))});
+                                 .search_step = std::get<double>(options.at("search_step")),
+                                 .search_clip_min = std::get<bool>(options.at("search_clip_min")),
+                                 .grid = target.grid});
           }};
 }
 

@@ -15,15 +15,16 @@ SearchResult minmax(float low, float high, const MinMaxOptions& options) {
 }
 
 Algorithm minmax_algorithm() {
-  return {.spec = {.name = "minmax", .options = {}},
-          .search =
-              [](const ValueCounts& values, bool with_offset, const OptionMap& /*options*/) {
-                return minmax(values, {.with_offset = with_offset});
-              },
-          .search_range =
-              [](float low, float high, bool with_offset, const OptionMap& /*options*/) {
-                return minmax(low, high, {.with_offset = with_offset});
-              }};
+  return {
+      .spec = {.name = "minmax", .options = {}},
+      .search =
+          [](const ValueCounts& values, const SearchTarget& target, const OptionMap& /*options*/) {
+            return minmax(values, {.with_offset = target.with_offset, .grid = target.grid});
+          },
+      .search_range =
+          [](float low, float high, const SearchTarget& target, const OptionMap& /*options*/) {
+            return minmax(low, high, {.with_offset = target.with_offset, .grid = target.grid});
+          }};
 }
 
 }  // namespace amct

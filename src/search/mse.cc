@@ -10,6 +10,7 @@
 
 #include "search/candidate_search.h"
 #include "search/grid_rounding.h"
+#include "search/level_losses.h"
 
 namespace amct {
 namespace {
@@ -19,7 +20,14 @@ using kernels::Rounding;
 constexpr int kStepsAnOctave = 16;
 constexpr int kOctaves = 2;  // of a window, over which one set of bins is fine enough
 constexpr double kMargin = 1.3;
+constexpr int kFloatOctaves = 24;         // that a float grid shrinks at most
 constexpr std::size_t kCandidates = 256;  // about so many for one set of bins
+
+/// An end of a range times a factor; saturated.
+float scaled(float end, double factor) {
+  constexpr double kMax = std::numeric_limits<float>::max();
+  return static_cast<float>(std::clamp(end * factor, -kMax, kMax));
+}
 
 struct ClipRange {
   float low;
@@ -59,13 +67,8 @@ class MseSearch {
     return rounding_on(options_.grid, params_of(range));
   }
 
-  /// An end of a range times a factor; saturated.
-  static float times(float end, double factor) {
-    constexpr double kMax = std::numeric_limits<float>::max();
-    return static_cast<float>(std::clamp(end * factor, -kMax, kMax));
-  }
   static ClipRange times(ClipRange range, double factor) {
-    return {times(range.low, factor), times(range.high, factor)};
+    return {scaled(range.low, factor), scaled(range.high, factor)};
   }
 
   /// A search whose bins suit ranges from kMargin times `window` down to 2^-kOctaves of it.
@@ -82,8 +85,8 @@ class MseSearch {
     for (int percent = 70; percent < 130; ++percent) {
       const double factor = percent / 100.0;
       if (options_.with_offset) {
-        ranges.push_back({data_.low, times(data_.high, factor)});
-        ranges.push_back({times(data_.low, factor), data_.high});
+        ranges.push_back({data_.low, scaled(data_.high, factor)});
+        ranges.push_back({scaled(data_.low, factor), data_.high});
       } else {
         ranges.push_back(times(data_, factor));
       }
@@ -144,8 +147,8 @@ class MseSearch {
       if (i == 0) continue;
       const double factor = std::exp2(i * step);
       ClipRange range = best_;
-      if (low) range.low = std::clamp(times(range.low, factor), ceiling.low, floor.low);
-      if (high) range.high = std::clamp(times(range.high, factor), floor.high, ceiling.high);
+      if (low) range.low = std::clamp(scaled(range.low, factor), ceiling.low, floor.low);
+      if (high) range.high = std::clamp(scaled(range.high, factor), floor.high, ceiling.high);
       ranges.push_back(range);
     }
     best_ = ranges[search_of_best_->quick_best(roundings_of(ranges)).index];
@@ -166,17 +169,57 @@ class MseSearch {
   std::shared_ptr<const CandidateSearch> search_of_best_;  // whose bins suit that window
 };
 
+/// The scale of a float grid. Within an octave the loss differs by the places of the levels, which
+/// come again at twice the scale; over octaves by what is clipped or too small, and by the widths
+/// of the mantissa in a format where they differ.
+SearchResult float_mse(const ValueCounts& values, const Grid& grid) {
+  const LevelLosses losses(values, grid);
+  const float end = values.max_abs();
+  std::vector<double> factors{1};  // of the range of the data
+  std::vector<float> scales;
+  BestCandidate best;
+  const auto search = [&] {
+    scales.clear();
+    for (const double factor : factors)
+      scales.push_back(minmax_params(grid, 0, scaled(end, factor), false).scale);
+    best = losses.best(scales);
+    factors = {factors[best.index]};  // first, so that a tie changes nothing
+  };
+  const auto search_around = [&](int steps, double step) {
+    const double centre = factors.front();
+    for (int i = -steps; i <= steps; ++i) factors.push_back(std::exp2(i * step) * centre);
+    search();
+  };
+  // Up to where the largest value is stored as 1.
+  const double octaves = std::log2(static_cast<double>(grid.limit(false)));
+  for (int i = 1; i <= 4 * octaves; ++i) factors.push_back(std::exp2(i / 4.0));
+  search();
+  for (int octave = 0; best.loss > 0 && octave < kFloatOctaves; ++octave) {
+    for (int i = 1; i <= 4; ++i) factors.push_back(std::exp2(-octave - i / 4.0));
+    search();
+    if (losses.clipping(std::exp2(-octave - 1) * end) >= best.loss) break;
+  }
+  // A few large values on levels of their own make many narrow minima, which only small steps see.
+  search_around(128, 1.0 / 256);
+  search_around(8, 1.0 / 2048);
+  const float high = scaled(end, factors.front());
+  return {
+      .params = {scales[best.index], 0}, .clip_min = -high, .clip_max = high, .loss = best.loss};
+}
+
 }  // namespace
 
 SearchResult mse(const ValueCounts& values, const MseOptions& options) {
   require_values(values);
+  if (options.grid.is_float()) return float_mse(values, options.grid);
   return MseSearch(values, options).run();
 }
 
 Algorithm mse_algorithm() {
   return {.spec = {.name = "mse", .options = {}},
-          .search = [](const ValueCounts& values, bool with_offset, const OptionMap& /*options*/) {
-            return mse(values, {.with_offset = with_offset});
+          .search = [](const ValueCounts& values, const SearchTarget& target,
+                       const OptionMap& /*options*/) {
+            return mse(values, {.with_offset = target.with_offset, .grid = target.grid});
           }};
 }
 

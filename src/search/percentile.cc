@@ -32,9 +32,11 @@ Algorithm percentile_algorithm() {
                                   return p > 0.5 && p <= 1;
                                 },
                                 {"percentile"}}}},
-          .search = [](const ValueCounts& values, bool with_offset, const OptionMap& options) {
-            return percentile(values, {.with_offset = with_offset,
-                                       .percentile = std::get<double>(options.at("percentile"))});
+          .search = [](const ValueCounts& values, const SearchTarget& target,
+                       const OptionMap& options) {
+            return percentile(values, {.with_offset = target.with_offset,
+                                       .percentile = std::get<double>(options.at("percentile")),
+                                       .grid = target.grid});
           }};
 }
 

@@ -3,6 +3,7 @@
 #include "amct/core/error.h"
 #include "amct/search/hfmg.h"
 #include "amct/search/ifmr.h"
+#include "amct/search/kl.h"
 #include "amct/search/minmax.h"
 #include "amct/search/mse.h"
 #include "amct/search/percentile.h"
@@ -15,7 +16,7 @@ namespace amct {
 std::span<const Algorithm> algorithms() {
   static const std::array kAlgorithms{
       ifmr_algorithm(),       hfmg_algorithm(), minmax_algorithm(),
-      percentile_algorithm(), mse_algorithm(),
+      percentile_algorithm(), mse_algorithm(),  kl_algorithm(),
   };
   return kAlgorithms;
 }

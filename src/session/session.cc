@@ -148,7 +148,7 @@ struct Session::Impl {
     if (slot == nullptr) {
       LayerConfig config = *any_layer;
       config.name = name;
-      const bool with_offset = config.asymmetric.value_or(true);
+      const bool with_offset = config.asymmetric.value_or(true);  // parse_operator_params sets it
       slot = std::make_unique<Layer>(std::move(config), with_offset, batch_num, sample_bytes);
     }
     return *slot;
@@ -237,7 +237,7 @@ struct Session::Impl {
 
   /// The caller holds results_mutex.
   void add_result(LayerResult&& result) {
-    unwritten.push_back({result.name, result.params, result.granularity == Granularity::kPerHead});
+    unwritten.push_back(record_of(result));
     results.push_back(std::move(result));
   }
 

@@ -21,12 +21,13 @@ struct GroupResult {
 std::vector<GroupResult> solve_ranges(const LayerConfig& config, const Algorithm& algorithm,
                                       bool with_offset, const Observer& observer) {
   std::vector<GroupResult> groups(observer.groups());
+  const SearchTarget target{config.grid, with_offset};
   for (std::size_t group = 0; group < groups.size(); ++group) {
     const ValueRange range = observer.range(group);
     if (range.min > range.max) require_values({});
     groups[group].range = range;
     groups[group].params =
-        algorithm.search_range(range.min, range.max, with_offset, config.options).params;
+        algorithm.search_range(range.min, range.max, target, config.options).params;
   }
   return groups;
 }
@@ -34,10 +35,11 @@ std::vector<GroupResult> solve_ranges(const LayerConfig& config, const Algorithm
 std::vector<GroupResult> solve_counts(const LayerConfig& config, const Algorithm& algorithm,
                                       bool with_offset, const Observer& observer) {
   std::vector<GroupResult> groups(observer.groups());
+  const SearchTarget target{config.grid, with_offset};
   observer.visit([&](std::size_t group, const ValueCounts& values) {
-    const QuantParams params = algorithm.search(values, with_offset, config.options).params;
+    const QuantParams params = algorithm.search(values, target, config.options).params;
     groups[group] = {.params = params,
-                     .error = quantization_error(values, kInt8, params),
+                     .error = quantization_error(values, config.grid, params),
                      .range = {values.min(), values.max()}};
   });
   return groups;
@@ -54,6 +56,8 @@ LayerResult solve(const LayerConfig& config, const Algorithm& algorithm, bool wi
   result.algorithm = config.algorithm;
   result.granularity = config.granularity;
   result.tap = config.tap;
+  result.role = config.role;
+  result.grid = config.grid;
   result.with_offset = with_offset;
   result.batches = observer.batches();
   result.rows = observer.rows();
@@ -79,6 +83,15 @@ LayerResult solve(const LayerConfig& config, const Algorithm& algorithm, bool wi
   }
   result.search_seconds = watch.seconds();
   return result;
+}
+
+LayerRecord record_of(const LayerResult& result) {
+  return {.name = result.name,
+          .params = result.params,
+          .per_head = result.granularity == Granularity::kPerHead,
+          .grid = result.grid,
+          .tap = result.tap,
+          .role = result.role};
 }
 
 }  // namespace amct

@@ -3,6 +3,7 @@
 
 #include "amct/config/calibration_config.h"
 #include "amct/observe/observer.h"
+#include "amct/record/record_file.h"
 #include "amct/search/search.h"
 #include "amct/session/session.h"
 
@@ -13,5 +14,8 @@ namespace amct {
 /// without a finite value.
 LayerResult solve(const LayerConfig& config, const Algorithm& algorithm, bool with_offset,
                   const Observer& observer);
+
+/// What goes into the record of a result.
+LayerRecord record_of(const LayerResult& result);
 
 }  // namespace amct

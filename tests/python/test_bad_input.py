@@ -210,12 +210,12 @@ class TestConfigFile:
             ("asymmetric", 1, ("true or false",)),
             ("asymmetric", None, ("null",)),
             ("nonfinite", "drop", ("'raise' or 'skip'",)),
-            ("num_bits", 16, ("must be 8",)),
+            ("num_bits", 16, ("must be 8 or 4",)),
             ("num_of_bins", 4096, ("'hfmg'", "'ifmr'")),
             ("search_stp", 0.01, ("did you mean 'search_step'?",)),
             ("with_offset", True, ("unknown key",)),
             ("colour", 1, ("unknown key",)),
-            ("dst_type", "INT4", ("reserved",)),
+            ("dst_type", "INT", ("must be one of", "'INT4'")),
             ("head_num", 4, ("for quant_granularity per head",)),
         ],
     )
@@ -280,7 +280,7 @@ class TestDefinition:
                 "kv_cache_quant_config { calibration_config { ifmr_quantize { num_of_bins: 1 } } }",
                 ("line 1", "num_of_bins"),
             ),
-            ("kv_cache_quant_config { calibration_config { kl_quantize { } } }", ("line 1", "kl_quantize")),
+            ("kv_cache_quant_config { calibration_config { magic_quantize { } } }", ("line 1", "magic_quantize")),
             ("quant_layers: 'x'", ("line 1, column", "quant_layers")),
             ("kv_cache_quant_config { quant_layers: 'a' quant_layers: 'a' }", ("'a'", "listed twice")),
             (

@@ -2,6 +2,8 @@
 #pragma once
 
 #include "amct/core/granularity.h"
+#include "amct/core/grid.h"
+#include "amct/core/kv_layer.h"
 #include "amct/core/non_finite_policy.h"
 #include "amct/core/options.h"
 
@@ -14,16 +16,6 @@
 #include <vector>
 
 namespace amct {
-
-/// Where a layer is observed.
-enum class Tap : std::uint8_t {
-  kLinear,  ///< what its projection puts out
-  kCache,   ///< what goes into the cache: after normalization of keys and rotary embedding
-};
-
-constexpr std::string_view name_of(Tap tap) { return tap == Tap::kLinear ? "linear" : "cache"; }
-
-enum class KVRole : std::uint8_t { kKey, kValue };
 
 /// The part of a fused projection's output that is one layer: of `groups` equal groups of
 /// neighbouring channels, channels [begin, end) of each. One group for query, key and value in
@@ -42,7 +34,8 @@ struct LayerConfig {
   std::string algorithm;  ///< act_algo: a name of the catalog
   OptionMap options;      ///< the algorithm's settings, complete
   std::optional<bool>
-      asymmetric;  ///< whether factors have an offset; unset: activation_offset decides
+      asymmetric;     ///< whether factors have an offset; unset: activation_offset decides
+  Grid grid = kInt8;  ///< what the cache stores (dst_type)
   Granularity granularity = Granularity::kPerTensor;
   std::int64_t head_num = 0;  ///< heads, > 0 where the granularity is per head, else 0
   NonFinitePolicy nonfinite = NonFinitePolicy::kRaise;
@@ -58,12 +51,13 @@ struct LayerConfig {
 
 /// A whole configuration. Layer names are unique.
 struct CalibrationConfig {
-  std::int64_t batch_num = 1;     ///< batches to observe before a layer is finished, > 0
-  bool activation_offset = true;  ///< whether factors have an offset where the layer does not say
+  std::int64_t batch_num = 1;  ///< batches to observe before a layer is finished, > 0
+  /// Whether factors have an offset where the layer does not say and its grid has offsets.
+  bool activation_offset = true;
   std::vector<LayerConfig> layers;
 
   bool with_offset(const LayerConfig& layer) const {
-    return layer.asymmetric.value_or(activation_offset);
+    return layer.asymmetric.value_or(activation_offset && !layer.grid.is_float());
   }
 
   friend bool operator==(const CalibrationConfig&, const CalibrationConfig&) = default;

@@ -31,12 +31,16 @@ struct OptionSpec {
   /// The fields of the algorithm's message in the definition that give the value; more than one for
   /// a list.
   std::vector<std::string> proto_fields;
+  /// Whether the existing toolkit does not know it: it is written only where it differs from the
+  /// default.
+  bool is_extension = false;
 };
 
 /// The settings of an algorithm.
 struct AlgorithmSpec {
   std::string name;                 ///< value of act_algo: "ifmr"
   std::vector<OptionSpec> options;  ///< in the order of the configuration file
+  bool integer_grids_only = false;  ///< whether the levels have to be spread evenly
   /// Empty where the settings fit each other, else the reason why not; called once each is in
   /// range.
   std::function<std::string(const OptionMap&)> conflict = [](const OptionMap&) {

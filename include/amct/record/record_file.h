@@ -2,8 +2,11 @@
 // (scale_offset_record_pytorch.proto).
 #pragma once
 
+#include "amct/core/grid.h"
+#include "amct/core/kv_layer.h"
 #include "amct/core/quant_params.h"
 
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -16,14 +19,17 @@ struct LayerRecord {
   std::string name;
   std::vector<QuantParams> params;
   bool per_head = false;
+  Grid grid = kInt8;
+  Tap tap = Tap::kLinear;      ///< where the values were observed
+  std::optional<KVRole> role = std::nullopt;  ///< where the record says it
 
   friend bool operator==(const LayerRecord&, const LayerRecord&) = default;
 };
 
 /// The layers with cache factors, in file order; entries of other features are passed over.
 /// Throws IoError where the file cannot be read; ValueError where it is not a record, names a layer
-/// twice, or holds a layer whose numbers of scales, offsets and (where given) heads differ or whose
-/// scale is not positive and finite.
+/// twice, or holds a layer whose numbers of scales, offsets and (where given) heads differ, whose
+/// scale is not positive and finite, or whose dst_type is unknown.
 std::vector<LayerRecord> read_record(const std::string& path);
 
 /// Writes an empty record, replacing what the file held. Throws as write_file_atomically does.

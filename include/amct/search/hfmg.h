@@ -41,12 +41,13 @@ std::vector<BinRange> hfmg_ranges(const Histogram& histogram);
 
 /// Integral of (x - its level)^2 under uniform density inside each bin, summed over all values: 256
 /// equal levels over the range, values outside falling to the end levels. 0 where a level is
-/// narrower than FLT_EPSILON.
+/// narrower than FLT_EPSILON. `levels` is the number of steps of the grid and one.
 double hfmg_loss(const Histogram& histogram, BinRange range, std::int64_t levels = 256);
 
 /// Picks the first range with the smallest loss; scale and offset are those of minmax_params on its
 /// edges. Exact over the union of all batches. `loss` of the result is a mean over the values.
-/// Throws StateError where `values` is empty.
+/// Throws StateError where `values` is empty, ValueError for a float grid: its levels are not
+/// spread evenly.
 SearchResult hfmg(const ValueCounts& values, const HfmgOptions& options = {});
 
 Algorithm hfmg_algorithm();

@@ -21,9 +21,13 @@ struct MseOptions {
 /// 3. with offset each end by itself, two octaves around in steps of 1/8;
 /// 4. each end (without offset: both) around the best, in steps of 1/64 and of 1/512 octave.
 ///
-/// Losses are compared to some thousandths. The error is never above that of min-max and, where its
-/// percentiles cut nothing off, not above that of IFMR by more than that. Throws StateError where
-/// `values` is empty.
+/// Of a float grid the scale alone: from where the largest value is stored as 1 down to where what
+/// is clipped alone costs more than the best scale so far, in steps of 1/4 octave, then in the
+/// octave around the best in steps of 1/256, and around that of 1/2048.
+///
+/// Losses are compared to some thousandths (float grids: exactly). The error is never above that of
+/// min-max and, where its percentiles cut nothing off, not above that of IFMR by more than that.
+/// Throws StateError where `values` is empty.
 SearchResult mse(const ValueCounts& values, const MseOptions& options = {});
 
 Algorithm mse_algorithm();

@@ -1,6 +1,7 @@
 // What every search takes and gives, and the registry of all of them.
 #pragma once
 
+#include "amct/core/grid.h"
 #include "amct/core/options.h"
 #include "amct/core/quant_params.h"
 #include "amct/observe/value_counts.h"
@@ -18,14 +19,21 @@ struct SearchResult {
   double loss = 0;     ///< mean squared error of the algorithm's own model; 0 where it has none
 };
 
+/// What factors are searched for.
+struct SearchTarget {
+  Grid grid = kInt8;
+  bool with_offset = true;  ///< false for float grids, which have none
+};
+
 /// An algorithm as the registry knows it. `search` takes settings that `spec` accepts; the values
 /// must not be empty (StateError).
 struct Algorithm {
   AlgorithmSpec spec;
-  SearchResult (*search)(const ValueCounts& values, bool with_offset, const OptionMap& options);
+  SearchResult (*search)(const ValueCounts& values, const SearchTarget& target,
+                         const OptionMap& options);
   /// The same from the range alone, for algorithms that need no more of the values; else null.
   /// low <= high.
-  SearchResult (*search_range)(float low, float high, bool with_offset,
+  SearchResult (*search_range)(float low, float high, const SearchTarget& target,
                                const OptionMap& options) = nullptr;
 };
 

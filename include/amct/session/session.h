@@ -5,6 +5,8 @@
 #include "amct/config/calibration_config.h"
 #include "amct/config/operator_params.h"
 #include "amct/core/granularity.h"
+#include "amct/core/grid.h"
+#include "amct/core/kv_layer.h"
 #include "amct/core/non_finite_policy.h"
 #include "amct/core/quant_params.h"
 #include "amct/core/tensor_view.h"
@@ -24,6 +26,8 @@ struct LayerResult {
   std::string algorithm;
   Granularity granularity = Granularity::kPerTensor;
   Tap tap = Tap::kLinear;
+  std::optional<KVRole> role;  ///< where the configuration says it
+  Grid grid = kInt8;
   bool with_offset = true;
   std::int64_t batches = 0;         ///< batches observed
   std::int64_t rows = 0;            ///< rows (tokens) observed

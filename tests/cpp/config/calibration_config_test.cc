@@ -228,6 +228,32 @@ TEST(CalibrationConfigTest, NumBitsEightIsAcceptedAndNotWritten) {
   EXPECT_EQ(to_json(config, algorithm_catalog()).find("num_bits"), std::string::npos);
 }
 
+TEST(CalibrationConfigTest, NumberFormats) {
+  const auto layer = [](const std::string& settings) {
+    return parse(one_layer(settings)).layers.at(0);
+  };
+  EXPECT_EQ(layer("").grid, kInt8);
+  EXPECT_EQ(layer(R"("num_bits":4)").grid, kInt4);
+  EXPECT_EQ(layer(R"("num_bits":8,"dst_type":"FP8_E5M2")").grid, kFp8E5M2);
+  for (const Grid& grid : grids()) {
+    const CalibrationConfig config =
+        parse(one_layer(R"("dst_type":")" + std::string(grid.name) + "\""));
+    EXPECT_EQ(config.layers.at(0).grid, grid);
+    EXPECT_EQ(config.with_offset(config.layers.at(0)), !grid.is_float());
+    const std::string text = to_json(config, algorithm_catalog());
+    EXPECT_EQ(text.find("dst_type") == std::string::npos, grid == kInt8);
+    EXPECT_EQ(parse(text), config);
+  }
+}
+
+TEST(CalibrationConfigTest, SearchClipMinIsWrittenWhereItIsSet) {
+  const CalibrationConfig config = parse(one_layer(R"("search_clip_min":true)"));
+  EXPECT_EQ(std::get<bool>(config.layers.at(0).options.at("search_clip_min")), true);
+  const std::string text = to_json(config, algorithm_catalog());
+  EXPECT_NE(text.find("\"search_clip_min\":true"), std::string::npos) << text;
+  EXPECT_EQ(parse(text), config);
+}
+
 TEST(CalibrationConfigTest, WritingAnUnknownAlgorithmIsAnError) {
   CalibrationConfig config = parse(one_layer(""));
   config.layers[0].algorithm = "magic";

@@ -106,6 +106,33 @@ TEST(DefinitionTest, TheTapAndItsReachComeFromTheOverrideThenTheCommonOne) {
   EXPECT_EQ(config.layers[1].max_position, 512);
 }
 
+TEST(DefinitionTest, TheNumberFormatComesFromTheOverrideThenTheCommonOne) {
+  const CalibrationConfig config = configure(
+      "kv_cache_quant_config { quant_layers: 'a' quant_layers: 'b' calibration_config { "
+      "dst_type: FP8_E4M3 kl_quantize { num_of_bins: 1024 } } } "
+      "override_layers_configs { layer_name: 'b' kv_data_quant_config { dst_type: INT4 "
+      "ifmr_quantize { search_clip_min: true } } }");
+  EXPECT_EQ(config.layers.at(0).grid, kFp8E4M3);
+  EXPECT_EQ(config.layers[0].algorithm, "kl");
+  EXPECT_FALSE(config.with_offset(config.layers[0]));
+  EXPECT_EQ(config.layers.at(1).grid, kInt4);
+  EXPECT_EQ(std::get<bool>(config.layers[1].options.at("search_clip_min")), true);
+  EXPECT_TRUE(config.with_offset(config.layers[1]));
+  for (const Grid& grid : grids()) {  // the schema knows every one
+    const std::string text =
+        "kv_cache_quant_config { quant_layers: 'a' calibration_config { dst_type: " +
+        std::string(grid.name) + " } }";
+    EXPECT_EQ(configure(text).layers.at(0).grid, grid);
+  }
+  expect_error<ValueError>(
+      [] {
+        configure(
+            "kv_cache_quant_config { quant_layers: 'a' calibration_config { dst_type: HIF8 "
+            "hfmg_quantize { } } }");
+      },
+      {"layer 'a'", "HIF8", "hfmg"});
+}
+
 TEST(DefinitionTest, HeadsBelongToLayersPerHead) {
   const CalibrationConfig config = configure(
       "kv_cache_quant_config { quant_layers: 'a' quant_layers: 'b' calibration_config { "

@@ -74,6 +74,18 @@ TEST(OperatorParamsTest, BothSpellingsOfTheGranularity) {
             Granularity::kPerTensor);
 }
 
+TEST(OperatorParamsTest, FloatFormatsHaveNoOffset) {
+  EXPECT_EQ(parse({{"num_bits", integer(4)}}).layer.grid, kInt4);
+  const OperatorParams params = parse({{"dst_type", text("FP8_E4M3")}});
+  EXPECT_EQ(params.layer.grid, kFp8E4M3);
+  EXPECT_EQ(params.layer.asymmetric, false);
+  EXPECT_EQ(parse({{"num_bits", integer(4)}}).layer.asymmetric, true);
+  for (const char* key : {"with_offset", "asymmetric"}) {
+    expect_error<StateError>([&] { parse({{"dst_type", text("FP8_E4M3")}, {key, true}}); },
+                             {"FP8_E4M3", "no offsets", key});
+  }
+}
+
 TEST(OperatorParamsErrorTest, AWrongTypeIsATypeErrorThatNamesTheKey) {
   const std::vector<std::pair<std::string, OptionValue>> wrong{
       {"act_algo", integer(1)},
@@ -109,8 +121,9 @@ TEST(OperatorParamsErrorTest, AWrongTypeIsATypeErrorThatNamesTheKey) {
 
 TEST(OperatorParamsErrorTest, AValueOutOfRangeIsAStateErrorThatNamesTheKey) {
   const std::vector<std::pair<std::string, OptionValue>> wrong{
-      {"act_algo", text("kl")},
-      {"num_bits", integer(4)},
+      {"act_algo", text("magic")},
+      {"num_bits", integer(5)},
+      {"dst_type", text("INT5")},
       {"batch_num", integer(0)},
       {"batch_num", integer(-1)},
       {"quant_granularity", text("2")},

@@ -28,9 +28,9 @@ TEST(GridTest, QuantizesHalfToEvenAndClamps) {
 }
 
 TEST(GridTest, OffsetIsSubtractedOnTheWayBack) {
-  EXPECT_EQ(Grid::dequantize(-7, {0.5F, -7}), 0);
-  EXPECT_EQ(Grid::dequantize(3, {0.5F, -7}), 5);
-  EXPECT_EQ(Grid::dequantize(-128, {0.5F, 127}), -127.5);
+  EXPECT_EQ(kInt8.dequantize(-7, {0.5F, -7}), 0);
+  EXPECT_EQ(kInt8.dequantize(3, {0.5F, -7}), 5);
+  EXPECT_EQ(kInt8.dequantize(-128, {0.5F, 127}), -127.5);
 }
 
 TEST(MinMaxParamsTest, KnownRanges) {
@@ -80,9 +80,9 @@ TEST(MinMaxParamsTest, RandomRangesKeepTheirPromises) {
       }
       // Zero is stored without error, and a covered value within half a step (and the half step
       // that rounding the offset can cost at the ends).
-      ASSERT_EQ(Grid::dequantize(kInt8.quantize(0.0, params), params), 0.0);
+      ASSERT_EQ(kInt8.store(0.0, params), 0.0);
       for (const float x : {low, high}) {
-        const double back = Grid::dequantize(kInt8.quantize(x, params), params);
+        const double back = kInt8.store(x, params);
         ASSERT_LE(std::fabs(back - static_cast<double>(x)), 1.0001 * params.scale)
             << x << " in " << low << " " << high;
       }

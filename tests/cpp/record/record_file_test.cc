@@ -127,6 +127,30 @@ TEST_F(RecordTest, LayersOutsideTheOrderKeepTheirPlaces) {
   EXPECT_EQ(names(), (Names{"x", "a", "y", "b", "c", "z"}));
 }
 
+TEST_F(RecordTest, ExtensionsComeBackAndAreWrittenOnlyWhereTheySaySomething) {
+  for (const Grid& grid : grids()) {
+    for (const Tap tap : {Tap::kLinear, Tap::kCache}) {
+      for (const std::optional<KVRole> role :
+           {std::optional<KVRole>(), std::optional(KVRole::kKey), std::optional(KVRole::kValue)}) {
+        const LayerRecord layer{"a", {{0.5F, 0}}, false, grid, tap, role};
+        write_empty_record(path);
+        merge({layer});
+        EXPECT_EQ(read_record(path), std::vector{layer});
+        const std::string text = support::read_file(path);
+        EXPECT_EQ(text.find("dst_type") != std::string::npos, grid != kInt8);
+        EXPECT_EQ(text.find("tap") != std::string::npos, tap == Tap::kCache);
+        EXPECT_EQ(text.find("role") != std::string::npos, role.has_value());
+      }
+    }
+  }
+}
+
+TEST_F(RecordTest, AnUnknownFormatIsRefused) {
+  support::write_file(path,
+                      "record { key: 'a' kv_cache_value { scale: 1 offset: 0 dst_type: 'INT5' } }");
+  expect_error<ValueError>([&] { read_record(path); }, {path, "layer 'a'", "dst_type", "INT5"});
+}
+
 TEST_F(RecordTest, TheSameLayerTwiceInOneCallIsWrittenOnceAndTheLastCounts) {
   merge({{"a", {{1, 1}}}, {"a", {{2, 2}}}});
   EXPECT_EQ(read_record(path), (std::vector<LayerRecord>{{"a", {{2, 2}}}}));

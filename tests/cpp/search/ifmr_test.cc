@@ -69,7 +69,7 @@ void expect_best_candidate(const std::vector<float>& x, const ReferenceIfmr& ref
   } else {
     ASSERT_EQ(result.params.offset, 0);
   }
-  ASSERT_EQ(Grid::dequantize(kInt8.quantize(0.0, result.params), result.params), 0.0);
+  ASSERT_EQ(kInt8.store(0.0, result.params), 0.0);
 }
 
 class IfmrTest : public testing::TestWithParam<std::tuple<Distribution, DType>> {

@@ -3,6 +3,7 @@
 #include "amct/core/error.h"
 #include "amct/search/hfmg.h"
 #include "amct/search/ifmr.h"
+#include "amct/search/kl.h"
 #include "amct/search/minmax.h"
 
 #include <cmath>
@@ -58,11 +59,12 @@ TEST(RegistryTest, DefaultsGiveWhatTheFunctionsGive) {
   for (const bool with_offset : {true, false}) {
     const auto by_name = [&](const char* name) {
       const Algorithm& algorithm = *find_algorithm(name);
-      return algorithm.search(values, with_offset, algorithm.spec.defaults()).params;
+      return algorithm.search(values, {kInt8, with_offset}, algorithm.spec.defaults()).params;
     };
     EXPECT_EQ(by_name("ifmr"), ifmr(values, {.with_offset = with_offset}).params);
     EXPECT_EQ(by_name("hfmg"), hfmg(values, {.with_offset = with_offset}).params);
     EXPECT_EQ(by_name("minmax"), minmax(values, {.with_offset = with_offset}).params);
+    EXPECT_EQ(by_name("kl"), kl(values, {.with_offset = with_offset}).params);
   }
 }
 
@@ -75,18 +77,38 @@ TEST(RegistryTest, SettingsReachTheSearch) {
   options["min_percentile"] = 0.8;
   options["search_range"] = std::vector<double>{0.5, 2.0};
   options["search_step"] = 0.1;
-  EXPECT_EQ(algorithm.search(values, true, options).params,
-            ifmr(values, {true, 0.9, 0.8, 0.5, 2.0, 0.1, kInt8}).params);
+  options["search_clip_min"] = true;
+  EXPECT_EQ(algorithm.search(values, {kInt4, true}, options).params,
+            ifmr(values, {true, 0.9, 0.8, 0.5, 2.0, 0.1, true, kInt4}).params);
   OptionMap bins = find_algorithm("hfmg")->spec.defaults();
   bins["num_of_bins"] = std::int64_t{1024};
-  EXPECT_EQ(find_algorithm("hfmg")->search(values, false, bins).params,
+  EXPECT_EQ(find_algorithm("hfmg")->search(values, {kInt8, false}, bins).params,
             hfmg(values, {.with_offset = false, .num_of_bins = 1024}).params);
+}
+
+TEST(RegistryTest, TheGridReachesEverySearch) {
+  const ValueCounts values =
+      ValueCounts::of(support::sample(support::Distribution::kNormal, 3000, 3));
+  for (const Algorithm& algorithm : algorithms()) {
+    const OptionMap options = algorithm.spec.defaults();
+    const auto scale = [&](const Grid& grid) {
+      return algorithm.search(values, {grid, false}, options).params.scale;
+    };
+    EXPECT_GT(scale(kInt4), 4 * scale(kInt8)) << algorithm.spec.name;
+    if (algorithm.spec.integer_grids_only) continue;
+    EXPECT_LT(scale(kFp8E4M3), scale(kInt8)) << algorithm.spec.name;
+    EXPECT_LT(scale(kFp8E5M2), scale(kFp8E4M3)) << algorithm.spec.name;
+    if (algorithm.search_range == nullptr) continue;
+    EXPECT_EQ(
+        algorithm.search_range(values.min(), values.max(), {kInt4, false}, options).params.scale,
+        scale(kInt4));
+  }
 }
 
 TEST(RegistryTest, EveryAlgorithmRefusesNoValues) {
   for (const Algorithm& algorithm : algorithms()) {
     support::expect_error<StateError>(
-        [&] { algorithm.search(ValueCounts(), true, algorithm.spec.defaults()); },
+        [&] { algorithm.search(ValueCounts(), {}, algorithm.spec.defaults()); },
         {"no finite value"});
   }
 }

@@ -68,6 +68,15 @@ double reference_noise(const std::vector<float>& x) {
   return std::pow(static_cast<double>(kEpsilon) * largest, 2);
 }
 
+double reference_mse(const std::vector<float>& x, const Grid& grid, QuantParams params) {
+  long double sum = 0;
+  for (const float value : x) {
+    const double error = grid.store(value, params) - static_cast<double>(value);
+    sum += static_cast<long double>(error) * error;
+  }
+  return static_cast<double>(sum / static_cast<long double>(x.size()));
+}
+
 double reference_int8_mse(const std::vector<float>& x, QuantParams params) {
   const double scale = params.scale;
   long double sum = 0;

@@ -1,8 +1,10 @@
 // Slow restatements of the searches, word by word after the specification, to test against.
 //
-// They share no code with the library: sums are plain loops over all values in float64 or wider.
+// They share no code with the library but the definition of a grid: sums are plain loops over all
+// values in float64 or wider.
 #pragma once
 
+#include "amct/core/grid.h"
 #include "amct/core/quant_params.h"
 
 #include <cstdint>
@@ -34,6 +36,9 @@ double reference_ifmr_loss(const std::vector<float>& x, const ReferenceCandidate
 
 /// Losses up to this count as zero: (FLT_EPSILON * max|x|)^2.
 double reference_noise(const std::vector<float>& x);
+
+/// Mean squared error of storing on any grid, value by value.
+double reference_mse(const std::vector<float>& x, const Grid& grid, QuantParams params);
 
 /// Mean squared error of INT8 storage by the definition of the record.
 double reference_int8_mse(const std::vector<float>& x, QuantParams params);

@@ -1,0 +1,21 @@
+// What a layer is to the key/value cache.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+namespace amct {
+
+/// Where a layer is observed.
+enum class Tap : std::uint8_t {
+  kLinear,  ///< what its projection puts out
+  kCache,   ///< what goes into the cache: after normalization of keys and rotary embedding
+};
+
+constexpr std::string_view name_of(Tap tap) { return tap == Tap::kLinear ? "linear" : "cache"; }
+
+enum class KVRole : std::uint8_t { kKey, kValue };
+
+constexpr std::string_view name_of(KVRole role) { return role == KVRole::kKey ? "key" : "value"; }
+
+}  // namespace amct

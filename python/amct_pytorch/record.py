@@ -30,7 +30,7 @@ class KVFactors:
     tap : {'linear', 'cache'}
         Where the values were observed that they are made for.
     role : {'key', 'value'} or None
-        What the layer is, where the record says it.
+        What the layer is, where the record or its name says it.
     """
 
     scale: torch.Tensor

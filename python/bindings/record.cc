@@ -86,8 +86,9 @@ void bind_record(nb::module_& module) {
       .def_prop_ro("tap",
                    [](const LayerRecord& layer) { return std::string(amct::name_of(layer.tap)); })
       .def_prop_ro("role", [](const LayerRecord& layer) -> std::optional<std::string> {
-        if (!layer.role) return std::nullopt;
-        return std::string(amct::name_of(*layer.role));
+        const auto role = layer.known_role();
+        if (!role) return std::nullopt;
+        return std::string(amct::name_of(*role));
       });
   module.def("read_record", &amct::read_record, "path"_a, "The layers of a record file.");
   module.def("write_empty_record", &amct::write_empty_record, "path"_a,

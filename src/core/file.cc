@@ -2,6 +2,7 @@
 
 #include "amct/core/error.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <cstdint>
@@ -143,6 +144,31 @@ std::size_t sequence_length(std::string_view text) {
   return overlong || surrogate || too_large ? 0 : length;
 }
 
+/// A file to read, and its size.
+struct OpenFile {
+  Descriptor fd;
+  std::uint64_t size;
+};
+
+OpenFile open_to_read(const std::string& path) {
+  check_name(path);
+  Descriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!fd.valid()) throw IoError(errno, "read", path);
+  struct stat info{};
+  if (::fstat(fd.get(), &info) != 0) throw IoError(errno, "read", path);
+  if (S_ISDIR(info.st_mode)) throw ValueError("'" + path + "' is a folder, not a file");
+  return {std::move(fd), static_cast<std::uint64_t>(info.st_size)};
+}
+
+/// Reads up to `size` bytes; 0 at the end of the file.
+std::size_t read_some(int fd, char* to, std::size_t size, const std::string& path) {
+  for (;;) {
+    const ssize_t got = ::read(fd, to, size);
+    if (got >= 0) return static_cast<std::size_t>(got);
+    if (errno != EINTR) throw IoError(errno, "read", path);
+  }
+}
+
 }  // namespace
 
 bool is_utf8(std::string_view text) {
@@ -155,25 +181,14 @@ bool is_utf8(std::string_view text) {
 }
 
 std::string read_text_file(const std::string& path, std::size_t limit) {
-  check_name(path);
-  const Descriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (!fd.valid()) throw IoError(errno, "read", path);
-  struct stat info{};
-  if (::fstat(fd.get(), &info) != 0) throw IoError(errno, "read", path);
-  if (S_ISDIR(info.st_mode)) throw ValueError("'" + path + "' is a folder, not a file");
+  const OpenFile file = open_to_read(path);
   std::string content;
   std::string buffer(std::size_t{1} << 16, '\0');
-  for (;;) {
-    const ssize_t got = ::read(fd.get(), buffer.data(), buffer.size());
-    if (got < 0) {
-      if (errno == EINTR) continue;
-      throw IoError(errno, "read", path);
-    }
-    if (got == 0) break;
-    if (content.size() + static_cast<std::size_t>(got) > limit) {
+  while (const std::size_t got = read_some(file.fd.get(), buffer.data(), buffer.size(), path)) {
+    if (content.size() + got > limit) {
       throw ValueError("'" + path + "' is larger than " + std::to_string(limit) + " bytes");
     }
-    content.append(buffer, 0, static_cast<std::size_t>(got));
+    content.append(buffer, 0, got);
   }
   if (!is_utf8(content)) throw ValueError("'" + path + "' is not UTF-8 text");
   return content;
@@ -187,21 +202,83 @@ void check_output_path(const std::string& path) {
   }
 }
 
-void write_file_atomically(const std::string& path, std::string_view content) {
-  check_output_path(path);
-  const fs::path folder = fs::path(path).parent_path();
-  create_folders(folder);
+struct AtomicFile::State {
+  std::string path;
+  fs::path folder;
+  std::string name;  // of the temporary
+  Descriptor fd;
+  TemporaryFile temporary;
 
-  std::string name;
-  Descriptor fd = create_temporary(folder, path, &name);
-  TemporaryFile temporary(name);
-  if (::fchmod(fd.get(), kFileMode) != 0) throw IoError(errno, "set the mode of", path);
-  write_all(fd.get(), content, path);
-  if (::fsync(fd.get()) != 0) throw IoError(errno, "write", path);
-  if (const int code = fd.close(); code != 0) throw IoError(code, "write", path);
-  if (::rename(temporary.path().c_str(), path.c_str()) != 0) throw IoError(errno, "replace", path);
-  temporary.keep();
-  sync_folder(folder.empty() ? "." : folder);
+  explicit State(std::string target)
+      : path(std::move(target)),
+        folder(fs::path(path).parent_path()),
+        fd(create_temporary(folder, path, &name)),
+        temporary(name) {}
+};
+
+AtomicFile::AtomicFile(std::string path) {
+  check_output_path(path);
+  create_folders(fs::path(path).parent_path());
+  state_ = std::make_unique<State>(std::move(path));
+  if (::fchmod(state_->fd.get(), kFileMode) != 0)
+    throw IoError(errno, "set the mode of", state_->path);
+}
+AtomicFile::AtomicFile(AtomicFile&&) noexcept = default;
+AtomicFile& AtomicFile::operator=(AtomicFile&&) noexcept = default;
+AtomicFile::~AtomicFile() = default;
+
+void AtomicFile::append(std::string_view content) {
+  write_all(state_->fd.get(), content, state_->path);
+}
+
+void AtomicFile::commit() {
+  State& state = *state_;
+  if (::fsync(state.fd.get()) != 0) throw IoError(errno, "write", state.path);
+  if (const int code = state.fd.close(); code != 0) throw IoError(code, "write", state.path);
+  if (::rename(state.temporary.path().c_str(), state.path.c_str()) != 0)
+    throw IoError(errno, "replace", state.path);
+  state.temporary.keep();
+  sync_folder(state.folder.empty() ? "." : state.folder);
+}
+
+const std::string& AtomicFile::path() const { return state_->path; }
+
+struct FileReader::State {
+  std::string path;
+  OpenFile file;
+  std::uint64_t read = 0;
+};
+
+FileReader::FileReader(std::string path) {
+  OpenFile file = open_to_read(path);
+  state_ = std::make_unique<State>(State{std::move(path), std::move(file)});
+}
+FileReader::FileReader(FileReader&&) noexcept = default;
+FileReader& FileReader::operator=(FileReader&&) noexcept = default;
+FileReader::~FileReader() = default;
+
+std::uint64_t FileReader::remaining() const {
+  return state_->file.size - std::min(state_->read, state_->file.size);
+}
+
+std::string FileReader::read(std::size_t size) {
+  std::string content(size, '\0');
+  std::size_t done = 0;
+  while (done < size) {
+    const std::size_t got =
+        read_some(state_->file.fd.get(), content.data() + done, size - done, state_->path);
+    if (got == 0) break;
+    done += got;
+  }
+  state_->read += done;
+  content.resize(done);
+  return content;
+}
+
+void write_file_atomically(const std::string& path, std::string_view content) {
+  AtomicFile file(path);
+  file.append(content);
+  file.commit();
 }
 
 }  // namespace amct

@@ -209,4 +209,24 @@ ValueCounts ChannelCounts::with_pages(std::size_t channel, Table& table) const {
                           });
 }
 
+std::vector<PatternCounts> ChannelCounts::patterns() const {
+  std::vector<PatternCounts> result(static_cast<std::size_t>(staged_.channels()));
+  for_each_strip(staged_, [&](std::size_t first, std::size_t width,
+                              const Columns<std::uint16_t>& columns, Table& table) {
+    for (std::size_t i = 0; i < width; ++i) {
+      const std::span<const std::uint16_t> staged = columns.channel(i);
+      kernels::count_patterns(staged.data(), staged.size(), table.data());
+      for (std::size_t index = 0; index < kPages; ++index) {
+        const auto counters = page_of(table, index);
+        CounterPage::Counts counts{};
+        if (!pages_.empty()) counts = pages_[(first + i) * kPages + index].counts();
+        for (std::size_t low = 0; low < kPageSize; ++low)
+          counts[low] += std::exchange(counters[low], 0);
+        result[first + i].append_page(index, counts);
+      }
+    }
+  });
+  return result;
+}
+
 }  // namespace amct

@@ -13,6 +13,7 @@
 
 #include "observe/channel_rows.h"
 #include "observe/counter_page.h"
+#include "observe/pattern_counts.h"
 
 namespace amct {
 
@@ -39,6 +40,8 @@ class ChannelCounts {
   /// Calls visit(channel, values) for every channel, on several threads at once.
   void visit(const std::function<void(std::size_t, const ValueCounts&)>& visit) const;
   ValueCounts value_counts(std::size_t channel) const;
+  /// The patterns of each channel that occurred, infinite and NaN ones included.
+  std::vector<PatternCounts> patterns() const;
 
   static constexpr std::int64_t kStagedRows = 8192;
 

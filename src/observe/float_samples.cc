@@ -172,4 +172,14 @@ ValueCounts FloatSamples::value_counts(std::size_t group) const {
   return ValueCounts::of(finite(columns.channel(group % kWidth)));
 }
 
+std::vector<std::vector<float>> FloatSamples::values() const {
+  if (!rows_) return {std::vector<float>(one_group_->begin(), one_group_->end())};
+  std::vector<std::vector<float>> result(static_cast<std::size_t>(rows_->channels()));
+  rows_->visit([&](std::size_t channel, std::span<const std::uint32_t> bits) {
+    result[channel].resize(bits.size());
+    if (!bits.empty()) std::memcpy(result[channel].data(), bits.data(), bits.size_bytes());
+  });
+  return result;
+}
+
 }  // namespace amct

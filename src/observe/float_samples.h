@@ -11,6 +11,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <vector>
 
 #include "observe/channel_rows.h"
 
@@ -43,6 +44,10 @@ class FloatSamples {
   /// The same with the values as they came.
   void visit_samples(const std::function<void(std::size_t, std::span<const float>)>& visit) const;
   ValueCounts value_counts(std::size_t group) const;
+
+  /// All values of each group as they came, those that are not finite included.
+  std::vector<std::vector<float>> values() const;
+  bool any_non_finite() const { return any_non_finite_; }
 
  private:
   using Samples = LargeArray<float>;

@@ -1,5 +1,7 @@
 #include "observe/float_sketch.h"
 
+#include "amct/core/error.h"
+
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -20,6 +22,7 @@ namespace amct {
 namespace {
 
 constexpr int kMantissaBits = 23;
+constexpr std::uint64_t kMaxTotal = std::numeric_limits<std::int64_t>::max();
 constexpr std::int64_t kBinades = 60;
 // Elements counted in one task, so many that a hand-over to another thread does not show.
 constexpr std::int64_t kTaskElements = std::int64_t{1} << 18;
@@ -272,6 +275,54 @@ std::size_t FloatSketch::bytes(std::size_t group_index) const {
   std::size_t sum = 0;
   for (const CounterPage& page : groups_[group_index].pages) sum += sizeof(page) + page.bytes();
   return sum;
+}
+
+FloatSketch::Keys FloatSketch::keys(std::size_t group_index) const {
+  const Group& group = groups_[group_index];
+  Keys result;
+  result.min = group.min;
+  result.max = group.max;
+  for (std::size_t page = 0; page < group.pages.size(); ++page) {
+    if (group.pages[page].empty()) continue;
+    const CounterPage::Counts counts = group.pages[page].counts();
+    for (std::size_t i = 0; i < counts.size(); ++i) {
+      if (counts[i] == 0) continue;
+      result.keys.push_back(static_cast<std::uint32_t>(page * CounterPage::kSize + i));
+      result.counts.push_back(counts[i]);
+    }
+  }
+  return result;
+}
+
+void FloatSketch::add(std::size_t group_index, const Keys& added) {
+  if (added.keys.size() != added.counts.size())
+    throw ValueError("a sketch has not one count a key");
+  if (added.keys.empty()) return;
+  if (!std::isfinite(added.min) || !std::isfinite(added.max) || added.min > added.max)
+    throw ValueError("a sketch has no range");
+  Group group;
+  group.pages.resize(2 * pages_a_sign());
+  group.min = added.min;
+  group.max = added.max;
+  for (std::size_t i = 0; i < added.keys.size();) {
+    const std::size_t page = added.keys[i] / CounterPage::kSize;
+    CounterPage::Counts counts{};
+    for (; i < added.keys.size() && added.keys[i] / CounterPage::kSize == page; ++i) {
+      const std::uint32_t key = added.keys[i];
+      const std::uint32_t exponent = (key >> bits_) & 0xFF;
+      const bool ascends = i == 0 || key > added.keys[i - 1];
+      if (!ascends || key >> (bits_ + 9) != 0 || exponent == 0xFF)
+        throw ValueError("a sketch has a key that no value has, or that does not ascend");
+      if (added.counts[i] == 0 || added.counts[i] > kMaxTotal - group.total)
+        throw ValueError("a sketch has a count of zero, or more than 63 bits hold");
+      counts[key % CounterPage::kSize] = added.counts[i];
+      group.total += added.counts[i];
+    }
+    group.pages[page].add(counts);
+  }
+  FloatSketch other(groups_.size());
+  other.groups_[group_index] = std::move(group);
+  merge(other);
 }
 
 }  // namespace amct

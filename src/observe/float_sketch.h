@@ -39,6 +39,19 @@ class FloatSketch {
   void visit(const std::function<void(std::size_t, const ValueCounts&)>& visit) const;
   ValueCounts value_counts(std::size_t group_index) const;
 
+  /// The counts of a group by the upper bits of their values: sign, exponent and kTensorBits or
+  /// kChannelBits of the mantissa.
+  struct Keys {
+    std::vector<std::uint32_t> keys;    ///< ascending
+    std::vector<std::uint64_t> counts;  ///< one a key, positive
+    float min = 0;                      ///< 0 where there is none
+    float max = 0;
+  };
+  Keys keys(std::size_t group_index) const;
+  /// Adds counts to a group. Throws ValueError for keys that no finite value has, or that are not
+  /// ascending, and for counts of zero.
+  void add(std::size_t group_index, const Keys& added);
+
   /// Bytes that the counters of a group take.
   std::size_t bytes(std::size_t group_index) const;
 

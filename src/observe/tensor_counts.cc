@@ -159,4 +159,12 @@ ValueCounts TensorCounts::value_counts() const {
                           [this](std::size_t index) { return pages_[index].get(); });
 }
 
+PatternCounts TensorCounts::patterns() const {
+  PatternCounts result;
+  for (std::size_t index = 0; index < kPages; ++index) {
+    if (pages_[index] != nullptr) result.append_page(index, *pages_[index]);
+  }
+  return result;
+}
+
 }  // namespace amct

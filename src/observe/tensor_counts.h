@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "observe/count_tables.h"
+#include "observe/pattern_counts.h"
 
 namespace amct {
 
@@ -55,6 +56,8 @@ class TensorCounts {
   void merge(const TensorCounts& other);
 
   ValueCounts value_counts() const;
+  /// The patterns that occurred, ascending as integers, infinite and NaN ones included.
+  PatternCounts patterns() const;
 
  private:
   using Page = std::array<std::uint64_t, 256>;

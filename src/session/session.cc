@@ -5,6 +5,7 @@
 #include "amct/observe/observer.h"
 #include "amct/record/record_file.h"
 #include "amct/search/search.h"
+#include "amct/session/counts_file.h"
 
 #include <algorithm>
 #include <exception>
@@ -15,7 +16,6 @@
 #include <utility>
 
 #include "session/background_tasks.h"
-#include "session/solve.h"
 #include "session/stopwatch.h"
 
 namespace amct {
@@ -51,25 +51,26 @@ class RecordPace {
 };
 
 struct Layer {
-  Layer(LayerConfig layer_config, bool offset, std::int64_t batch_num, std::size_t sample_bytes)
+  Layer(LayerConfig layer_config, bool offset, std::int64_t batch_num, std::size_t sample_bytes,
+        bool keeps_values)
       : config(std::move(layer_config)),
         with_offset(offset),
-        algorithm(*find_algorithm(config.algorithm)),
+        range_only(!keeps_values && find_algorithm(config.algorithm)->search_range != nullptr),
         observer(Observer(config.granularity, {.nonfinite = config.nonfinite,
-                                               .range_only = algorithm.search_range != nullptr,
+                                               .range_only = range_only,
                                                .expected_batches = batch_num,
                                                .sample_bytes = sample_bytes,
                                                .heads = config.head_num})) {}
 
   LayerConfig config;
   bool with_offset;
-  const Algorithm& algorithm;
+  bool range_only;                   // whether the range of values is enough
   std::mutex mutex;                  // guards what follows
   std::optional<Observer> observer;  // empty once it has seen all batches
   double observe_seconds = 0;
 
   LayerResult solve(const Observer& seen) const {
-    LayerResult result = amct::solve(config, algorithm, with_offset, seen);
+    LayerResult result = amct::solve(config, with_offset, seen);
     result.observe_seconds = observe_seconds;
     return result;
   }
@@ -126,6 +127,9 @@ struct Session::Impl {
   std::exception_ptr failure;          // of a search in the background; the first one
   RecordPace pace;
 
+  std::mutex counts_mutex;             // guards what follows
+  std::optional<CountsWriter> counts;  // of layers that are finished
+
   // The last member: its end waits for tasks that use the others.
   std::unique_ptr<BackgroundTasks> searches;  // none: searches run where layers are observed
 
@@ -149,7 +153,8 @@ struct Session::Impl {
       LayerConfig config = *any_layer;
       config.name = name;
       const bool with_offset = config.asymmetric.value_or(true);  // parse_operator_params sets it
-      slot = std::make_unique<Layer>(std::move(config), with_offset, batch_num, sample_bytes);
+      slot =
+          std::make_unique<Layer>(std::move(config), with_offset, batch_num, sample_bytes, false);
     }
     return *slot;
   }
@@ -173,6 +178,7 @@ struct Session::Impl {
         to_search = std::move(layer.observer);
       } else {
         result = layer.solve(*layer.observer);
+        save_counts(layer, *layer.observer);
       }
     });
     if (!result && !to_search) return {.kind = Observation::Kind::kAdded, .overwritten = {}};
@@ -186,6 +192,7 @@ struct Session::Impl {
     if (is_last) {
       results_lock.unlock();
       wait_for_searches();
+      commit_counts();
       results_lock.lock();
     }
     const bool due = order.empty() || is_last || pace.allows_writing();
@@ -201,6 +208,7 @@ struct Session::Impl {
       try {
         with_place(layer.config.name, shared->batches(), [&] {
           LayerResult result = layer.solve(*shared);
+          save_counts(layer, *shared);
           const std::lock_guard lock(results_mutex);
           add_result(std::move(result));
         });
@@ -228,6 +236,7 @@ struct Session::Impl {
     if (!layer.observer) return;
     with_place(name, layer.observer->batches(), [&] {
       LayerResult result = layer.solve(*layer.observer);
+      save_counts(layer, *layer.observer);
       layer.observer.reset();
       const std::lock_guard results_lock(results_mutex);
       ++observed;
@@ -241,11 +250,33 @@ struct Session::Impl {
     results.push_back(std::move(result));
   }
 
+  /// Saves what a finished layer was seen to hold. Where that fails the layer is finished all the
+  /// same, and nothing is saved: the error is thrown where searches are waited for.
+  void save_counts(const Layer& layer, const Observer& observer) {
+    const auto index = std::ranges::find(order, layer.config.name) - order.begin();
+    const std::lock_guard lock(counts_mutex);
+    if (!counts) return;
+    try {
+      counts->add(layer.config, static_cast<std::uint64_t>(index), observer);
+    } catch (const std::exception&) {
+      counts.reset();
+      const std::lock_guard results_lock(results_mutex);
+      if (!failure) failure = std::current_exception();
+    }
+  }
+
+  void commit_counts() {
+    const std::lock_guard lock(counts_mutex);
+    if (!counts) return;
+    CountsWriter writer = std::move(*counts);
+    counts.reset();
+    writer.commit();
+  }
+
   /// Waits until nothing is searched, and throws what a search threw, once. The caller holds no
   /// mutex.
   void wait_for_searches() {
-    if (!searches) return;
-    searches->wait();
+    if (searches) searches->wait();
     const std::lock_guard lock(results_mutex);
     if (failure) std::rethrow_exception(std::exchange(failure, nullptr));
   }
@@ -269,6 +300,12 @@ Session::Session(CalibrationConfig config, std::string record_file, const Sessio
   impl_->batch_num = config.batch_num;
   impl_->sample_bytes = share_of(options, config.batch_num, config.layers.size());
   impl_->record_file = std::move(record_file);
+  if (!options.counts_file.empty()) {
+    impl_->counts.emplace(options.counts_file,
+                          CountsHeader{.batch_num = config.batch_num,
+                                       .activation_offset = config.activation_offset,
+                                       .written_by = {}});
+  }
   for (LayerConfig& layer : config.layers) {
     const bool with_offset = config.with_offset(layer);
     if (find_algorithm(layer.algorithm) == nullptr) {
@@ -276,7 +313,7 @@ Session::Session(CalibrationConfig config, std::string record_file, const Sessio
     }
     impl_->order.push_back(layer.name);
     auto made = std::make_unique<Layer>(std::move(layer), with_offset, impl_->batch_num,
-                                        impl_->sample_bytes);
+                                        impl_->sample_bytes, !options.counts_file.empty());
     if (!impl_->layers.emplace(impl_->order.back(), std::move(made)).second) {
       throw ValueError("layer '" + impl_->order.back() + "' is configured twice");
     }
@@ -314,7 +351,7 @@ Observation Session::observe_ranges(const std::string& name, const RangedBatches
 LayerPlan Session::plan(const std::string& name) const {
   const Layer& layer = impl_->layer(name);
   return {.granularity = layer.config.granularity,
-          .range_only = layer.algorithm.search_range != nullptr,
+          .range_only = layer.range_only,
           .nonfinite = layer.config.nonfinite,
           .batch_num = impl_->batch_num};
 }
@@ -355,6 +392,7 @@ std::vector<std::string> Session::finish() {
     }
   }
   std::vector<std::string> replaced = write_record();
+  impl_->commit_counts();
   if (failure) std::rethrow_exception(failure);
   return replaced;
 }

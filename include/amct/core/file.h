@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 
@@ -25,6 +27,48 @@ void check_output_path(const std::string& path);
 /// old or the new file, whole. Missing folders are created with mode 750; the file gets mode 640.
 /// Throws IoError, and leaves no temporary behind; ValueError as check_output_path does.
 void write_file_atomically(const std::string& path, std::string_view content);
+
+/// A file that is written in pieces and is there once it is whole: see write_file_atomically, which
+/// writes it in one.
+class AtomicFile {
+ public:
+  /// Creates the temporary beside `path`, and missing folders. Throws as write_file_atomically
+  /// does.
+  explicit AtomicFile(std::string path);
+  AtomicFile(AtomicFile&&) noexcept;
+  AtomicFile& operator=(AtomicFile&&) noexcept;
+  ~AtomicFile();  ///< removes the temporary unless it was committed
+
+  /// Throws IoError.
+  void append(std::string_view content);
+  /// Syncs, and puts the file into its place. Throws IoError; what was there is then as it was.
+  /// Nothing can be appended afterwards.
+  void commit();
+
+  const std::string& path() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+/// Reads a binary file in pieces.
+class FileReader {
+ public:
+  /// Throws as read_text_file does, but for what concerns the content.
+  explicit FileReader(std::string path);
+  FileReader(FileReader&&) noexcept;
+  FileReader& operator=(FileReader&&) noexcept;
+  ~FileReader();
+
+  std::uint64_t remaining() const;  ///< bytes from here to the end, as of when it was opened
+  /// The next `size` bytes; fewer where the file ends before. Throws IoError.
+  std::string read(std::size_t size);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
 
 /// Whether `text` is well-formed UTF-8 (RFC 3629: no surrogates, no overlong forms).
 bool is_utf8(std::string_view text);

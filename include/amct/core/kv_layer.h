@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string_view>
 
 namespace amct {
@@ -17,5 +18,9 @@ constexpr std::string_view name_of(Tap tap) { return tap == Tap::kLinear ? "line
 enum class KVRole : std::uint8_t { kKey, kValue };
 
 constexpr std::string_view name_of(KVRole role) { return role == KVRole::kKey ? "key" : "value"; }
+
+/// What the last part of a layer's name says: "k_proj", "key_proj", "key", "k" or "k_lin" is a key
+/// layer, and so on for values; nothing where it says neither.
+std::optional<KVRole> role_in_name(std::string_view layer);
 
 }  // namespace amct

@@ -11,6 +11,8 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string>
+#include <string_view>
 
 namespace amct {
 
@@ -78,6 +80,12 @@ class Observer {
   /// StateError where the granularity, range_only or the number of channels differs.
   void merge(const Observer& other);
 
+  /// Everything the observer holds, as bytes of an ObserverState (value_counts.proto).
+  std::string serialize() const;
+  /// The observer that was serialized: it goes on as that one would have, to the same bits. Throws
+  /// ValueError for bytes that no observer gives.
+  static Observer deserialize(std::string_view bytes);
+
   Granularity granularity() const;
   std::int64_t batches() const;           ///< batches added
   std::int64_t rows() const;              ///< rows (tokens) added: elements / channels
@@ -102,6 +110,7 @@ class Observer {
 
  private:
   struct State;
+  struct Bytes;
   std::unique_ptr<State> state_;
 };
 

@@ -20,8 +20,11 @@ struct LayerRecord {
   std::vector<QuantParams> params;
   bool per_head = false;
   Grid grid = kInt8;
-  Tap tap = Tap::kLinear;      ///< where the values were observed
-  std::optional<KVRole> role = std::nullopt;  ///< where the record says it
+  Tap tap = Tap::kLinear;                     ///< where the values were observed
+  std::optional<KVRole> role = std::nullopt;  ///< where the record says it; see known_role()
+
+  /// What the record or, where it does not say it, the name says the layer is.
+  std::optional<KVRole> known_role() const { return role ? role : role_in_name(name); }
 
   friend bool operator==(const LayerRecord&, const LayerRecord&) = default;
 };

@@ -5,12 +5,10 @@
 #include "amct/config/calibration_config.h"
 #include "amct/config/operator_params.h"
 #include "amct/core/granularity.h"
-#include "amct/core/grid.h"
-#include "amct/core/kv_layer.h"
 #include "amct/core/non_finite_policy.h"
-#include "amct/core/quant_params.h"
 #include "amct/core/tensor_view.h"
 #include "amct/observe/counted_batches.h"
+#include "amct/session/solve.h"
 
 #include <cstdint>
 #include <memory>
@@ -19,33 +17,6 @@
 #include <vector>
 
 namespace amct {
-
-/// What a finished layer is known by.
-struct LayerResult {
-  std::string name;
-  std::string algorithm;
-  Granularity granularity = Granularity::kPerTensor;
-  Tap tap = Tap::kLinear;
-  std::optional<KVRole> role;  ///< where the configuration says it
-  Grid grid = kInt8;
-  bool with_offset = true;
-  std::int64_t batches = 0;         ///< batches observed
-  std::int64_t rows = 0;            ///< rows (tokens) observed
-  std::int64_t channels = 0;        ///< size of the last dimension
-  std::int64_t non_finite = 0;      ///< NaN and infinite values left out (nonfinite = skip)
-  float min = 0;                    ///< smallest value observed
-  float max = 0;                    ///< largest value observed
-  std::vector<QuantParams> params;  ///< one, or one a channel or head
-  /// Signal to quantization noise ratio over all values, in dB, and the share of values outside the
-  /// grid, 0 to 1. Unknown where the algorithm needs, and the layer kept, the range alone.
-  std::optional<double> sqnr_db;
-  std::optional<double> clipped_fraction;
-  /// Whether there were more float32 values than the memory budget holds, so that factors are those
-  /// of a sketch (see Observer).
-  bool is_sketch = false;
-  double observe_seconds = 0;  ///< time spent counting, summed over the calls
-  double search_seconds = 0;   ///< time the search took
-};
 
 /// A layer that has not seen all its batches.
 struct UnfinishedLayer {
@@ -92,6 +63,10 @@ struct SessionOptions {
   /// four layers wait at a time, nor more float32 values than half of memory_budget holds.
   /// Operators search where they observe, and so does a session whose writing_share is 1.
   bool search_in_background = false;
+  /// Where to save what the layers were seen to hold (a counts file); empty: nowhere. It is there
+  /// once all layers are finished, or with finish(). Layers then keep values also where their
+  /// search needs the range alone. Not for operators, of which nobody knows the last layer.
+  std::string counts_file = {};
 };
 
 /// Calibrates layers and merges them into the record file as they finish. Thread-safe: layers are

@@ -132,7 +132,7 @@ TEST_F(RecordTest, ExtensionsComeBackAndAreWrittenOnlyWhereTheySaySomething) {
     for (const Tap tap : {Tap::kLinear, Tap::kCache}) {
       for (const std::optional<KVRole> role :
            {std::optional<KVRole>(), std::optional(KVRole::kKey), std::optional(KVRole::kValue)}) {
-        const LayerRecord layer{"a", {{0.5F, 0}}, false, grid, tap, role};
+        const LayerRecord layer{"a.to_k", {{0.5F, 0}}, false, grid, tap, role};
         write_empty_record(path);
         merge({layer});
         EXPECT_EQ(read_record(path), std::vector{layer});
@@ -143,6 +143,18 @@ TEST_F(RecordTest, ExtensionsComeBackAndAreWrittenOnlyWhereTheySaySomething) {
       }
     }
   }
+}
+
+TEST_F(RecordTest, TheRoleIsLeftToTheNameWhereThatSaysIt) {
+  merge({{"a.k_proj", {{1, 0}}, false, kInt8, Tap::kLinear, KVRole::kKey},
+         {"b.qkv.value", {{1, 0}}, false, kInt8, Tap::kLinear, KVRole::kValue},
+         {"c.k_proj", {{1, 0}}, false, kInt8, Tap::kLinear, KVRole::kValue}});
+  const std::vector<LayerRecord> layers = read_record(path);
+  EXPECT_EQ(layers.at(0).known_role(), KVRole::kKey);
+  EXPECT_EQ(layers.at(1).known_role(), KVRole::kValue);
+  EXPECT_EQ(layers.at(2).known_role(), KVRole::kValue);
+  const std::string text = support::read_file(path);
+  EXPECT_EQ(text.find("role"), text.rfind("role"));
 }
 
 TEST_F(RecordTest, AnUnknownFormatIsRefused) {

@@ -45,7 +45,7 @@ OperatorParams operator_params(const std::vector<std::pair<std::string, OptionVa
   return parse_operator_params(params, algorithm_catalog());
 }
 
-constexpr SessionOptions kBackground{.writing_share = 0.5, .search_in_background = true};
+const SessionOptions kBackground{.writing_share = 0.5, .search_in_background = true};
 
 class SessionTest : public support::FolderTest {
  protected:

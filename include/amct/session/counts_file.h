@@ -1,0 +1,74 @@
+// Counts files: what layers were seen to hold, to search factors again without the model.
+#pragma once
+
+#include "amct/config/calibration_config.h"
+#include "amct/observe/observer.h"
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace amct {
+
+/// What one layer was seen to hold.
+struct LayerCounts {
+  LayerConfig config;       ///< how it was calibrated
+  std::uint64_t index = 0;  ///< its place in the configuration
+  Observer observer;
+};
+
+/// What holds for all layers of a file.
+struct CountsHeader {
+  std::int64_t batch_num = 1;  ///< batches that were asked for
+  bool activation_offset = true;
+  std::string written_by;  ///< name and version of the program
+};
+
+/// Writes a counts file layer by layer; it is there, whole, once it is committed. Not thread-safe.
+class CountsWriter {
+ public:
+  /// Throws as AtomicFile does; header.written_by is ignored.
+  CountsWriter(const std::string& path, const CountsHeader& header);
+  CountsWriter(CountsWriter&&) noexcept;
+  CountsWriter& operator=(CountsWriter&&) noexcept;
+  ~CountsWriter();
+
+  /// Throws IoError, and StateError for a layer of more than 2 GiB.
+  void add(const LayerConfig& config, std::uint64_t index, const Observer& observer);
+  /// Throws IoError; the file that was there is then as it was.
+  void commit();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+/// Reads a counts file layer by layer, each of which is checked against its checksum.
+class CountsReader {
+ public:
+  /// Throws IoError; ValueError where the file is no counts file, or of a later version.
+  explicit CountsReader(const std::string& path);
+  CountsReader(CountsReader&&) noexcept;
+  CountsReader& operator=(CountsReader&&) noexcept;
+  ~CountsReader();
+
+  const CountsHeader& header() const;
+  /// The next layer; nothing at the end. Throws ValueError where the file was damaged or is not
+  /// whole.
+  std::optional<LayerCounts> next();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+/// Writes the sum of counts files, layer by layer: as if one run had seen what all of them have.
+/// Layers stand in the order of the first file that has them. Holds all layers in memory. Throws as
+/// CountsReader and CountsWriter do, ValueError where a layer was observed in different ways (tap,
+/// slice, granularity, heads, max_position) and StateError as Observer::merge does.
+void merge_counts(std::span<const std::string> inputs, const std::string& output);
+
+}  // namespace amct

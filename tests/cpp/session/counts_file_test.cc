@@ -1,0 +1,189 @@
+#include "amct/session/counts_file.h"
+
+#include "amct/core/error.h"
+#include "amct/record/record_file.h"
+#include "amct/search/search.h"
+#include "amct/session/session.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "support/data.h"
+#include "support/expect_error.h"
+#include "support/files.h"
+
+namespace amct {
+namespace {
+
+using support::expect_error;
+using support::make_tensor;
+using support::Tensor;
+using Names = std::vector<std::string>;
+
+constexpr std::int64_t kBatches = 4;
+
+Tensor batch(unsigned seed, DType dtype = DType::kBFloat16) {
+  return make_tensor(dtype, {16, 4}, support::sample(support::Distribution::kNormal, 64, seed));
+}
+
+CalibrationConfig config_of(std::int64_t batch_num) {
+  CalibrationConfig config = default_config(Names{"a", "b"}, algorithm_catalog());
+  config.batch_num = batch_num;
+  config.activation_offset = false;
+  config.layers[1].algorithm = "minmax";  // which needs no counts by itself
+  config.layers[1].options.clear();
+  config.layers[1].granularity = Granularity::kPerChannel;
+  return config;
+}
+
+std::vector<LayerCounts> layers_of(const std::string& path) {
+  CountsReader reader(path);
+  std::vector<LayerCounts> layers;
+  while (std::optional<LayerCounts> layer = reader.next()) layers.push_back(std::move(*layer));
+  EXPECT_FALSE(reader.next());  // stays at the end
+  return layers;
+}
+
+class CountsFileTest : public support::FolderTest {
+ protected:
+  /// A run over batches with these seeds, of both layers.
+  void calibrate(const std::string& counts, const std::vector<unsigned>& seeds,
+                 bool in_background = false) const {
+    Session session(config_of(static_cast<std::int64_t>(seeds.size())), record,
+                    {.writing_share = in_background ? 0.5 : 1.0,
+                     .search_in_background = in_background,
+                     .counts_file = counts});
+    for (const unsigned seed : seeds) {
+      session.observe("b", batch(seed, DType::kFloat32).view());
+      session.observe("a", batch(seed).view());
+    }
+  }
+
+  const std::string record = folder / "record.txt";
+  const std::string path = folder / "all.counts";
+};
+
+TEST_F(CountsFileTest, HoldsWhatASessionSaw) {
+  for (const bool in_background : {false, true}) {
+    calibrate(path, {1, 2, 3, 4}, in_background);
+    CountsReader reader(path);
+    EXPECT_EQ(reader.header().batch_num, kBatches);
+    EXPECT_FALSE(reader.header().activation_offset);
+    EXPECT_EQ(reader.header().written_by.substr(0, 5), "amct ");
+    std::vector<LayerCounts> layers = layers_of(path);
+    ASSERT_EQ(layers.size(), 2U);
+    std::ranges::sort(layers, {}, &LayerCounts::index);
+    const CalibrationConfig config = config_of(kBatches);
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      EXPECT_EQ(layers[i].index, i);
+      EXPECT_EQ(layers[i].config, config.layers[i]);
+      EXPECT_EQ(layers[i].observer.batches(), kBatches);
+      // Solving gives what the session wrote.
+      EXPECT_EQ(record_of(solve(layers[i].config, false, layers[i].observer)),
+                read_record(record)[i]);
+    }
+    EXPECT_FALSE(layers[1].observer.is_range_only());
+  }
+}
+
+TEST_F(CountsFileTest, IsThereOnlyOnceItIsWhole) {
+  {
+    Session session(config_of(1), record, {.counts_file = path});
+    session.observe("a", batch(1).view());
+    EXPECT_FALSE(std::filesystem::exists(path));
+  }
+  EXPECT_EQ(folder.names(), Names{"record.txt"});  // and no temporary is left
+  Session session(config_of(2), record, {.counts_file = path});
+  session.observe("a", batch(1).view());
+  session.finish();  // with what was seen
+  const std::vector<LayerCounts> layers = layers_of(path);
+  ASSERT_EQ(layers.size(), 1U);
+  EXPECT_EQ(layers[0].config.name, "a");
+  EXPECT_EQ(layers[0].observer.batches(), 1);
+}
+
+TEST_F(CountsFileTest, AFolderAsCountsFileIsRefusedAtOnce) {
+  expect_error<ValueError>([&] { Session(config_of(1), record, {.counts_file = folder.path()}); },
+                           {"folder"});
+}
+
+TEST_F(CountsFileTest, EveryCutAndEveryFlippedBitIsSeen) {
+  calibrate(path, {1});
+  const std::string whole = support::read_file(path);
+  const std::string other = folder / "other.counts";
+  for (std::size_t size = 0; size < whole.size(); size += 1 + size / 40) {
+    support::write_file(other, whole.substr(0, size));
+    EXPECT_THROW(layers_of(other), ValueError) << size;
+  }
+  for (std::size_t at = 0; at < whole.size(); at += 1 + at / 60) {
+    std::string damaged = whole;
+    damaged[at] ^= 4;
+    support::write_file(other, damaged);
+    EXPECT_THROW(layers_of(other), ValueError) << at;
+  }
+  support::write_file(other, whole + "x");
+  expect_error<ValueError>([&] { layers_of(other); }, {other, "goes on after"});
+}
+
+TEST_F(CountsFileTest, SaysWhatIsWrong) {
+  support::write_file(path, "record { }");
+  expect_error<ValueError>([&] { layers_of(path); }, {path, "not a counts file"});
+  support::write_file(path, std::string("AMCTcnt\x02", 8));
+  expect_error<ValueError>([&] { layers_of(path); }, {path, "version 2", "newer"});
+  expect_error<IoError>([&] { layers_of(folder / "none"); }, {"none"});
+  expect_error<ValueError>([&] { layers_of(folder.path()); }, {"folder"});
+}
+
+TEST_F(CountsFileTest, MergedFilesAreThoseOfOneRun) {
+  calibrate(path, {1, 2, 3, 4});
+  calibrate(folder / "first", {1, 2});
+  calibrate(folder / "second", {4});
+  calibrate(folder / "third", {3});
+  const std::string merged = folder / "merged";
+  for (Names order : {Names{"first", "second", "third"}, Names{"third", "first", "second"}}) {
+    for (std::string& name : order) name = folder / name;
+    merge_counts(order, merged);
+    std::vector<LayerCounts> one_run = layers_of(path);
+    std::ranges::sort(one_run, {}, &LayerCounts::index);
+    const std::vector<LayerCounts> sum = layers_of(merged);
+    ASSERT_EQ(sum.size(), one_run.size());
+    EXPECT_EQ(CountsReader(merged).header().batch_num, kBatches);
+    for (std::size_t i = 0; i < sum.size(); ++i) {
+      EXPECT_EQ(sum[i].config, one_run[i].config);
+      EXPECT_EQ(sum[i].observer.batches(), kBatches);
+      EXPECT_EQ(solve(sum[i].config, true, sum[i].observer).params,
+                solve(one_run[i].config, true, one_run[i].observer).params);
+    }
+  }
+}
+
+TEST_F(CountsFileTest, OtherWaysOfObservingAreNotMerged) {
+  calibrate(path, {1});
+  const std::string other = folder / "other";
+  const auto expect_refused = [&](const char* setting, auto change) {
+    CalibrationConfig config = config_of(1);
+    change(config.layers[0]);
+    {
+      Session session(config, record, {.counts_file = other});
+      for (const char* name : {"a", "b"}) session.observe(name, batch(2).view());
+    }
+    expect_error<ValueError>([&] { merge_counts(Names{path, other}, folder / "sum"); },
+                             {other, "layer 'a'", setting});
+    EXPECT_FALSE(std::filesystem::exists(folder / "sum"));
+  };
+  expect_refused("granularity", [](LayerConfig& a) { a.granularity = Granularity::kPerChannel; });
+  expect_refused("role", [](LayerConfig& a) { a.role = KVRole::kKey; });
+  expect_refused("tap", [](LayerConfig& a) {
+    a.tap = Tap::kCache;
+    a.role = KVRole::kKey;
+  });
+  expect_refused("max_position", [](LayerConfig& a) { a.max_position = 7; });
+}
+
+}  // namespace
+}  // namespace amct

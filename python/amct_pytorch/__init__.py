@@ -25,6 +25,7 @@ from amct_pytorch.calibration import (
     create_quant_cali_model,
     remove_quant_cali,
 )
+from amct_pytorch.counts import merge_counts, solve_counts
 from amct_pytorch.discovery import KVLayer, find_kv_layers
 from amct_pytorch.fake_quant import fake_quantize, fake_quantized
 from amct_pytorch.nn.module.quantization.quant_calibration_op import QuantCalibrationOp
@@ -45,7 +46,9 @@ __all__ = [
     "fake_quantize",
     "fake_quantized",
     "find_kv_layers",
+    "merge_counts",
     "observe_cache",
     "read_record",
     "remove_quant_cali",
+    "solve_counts",
 ]

@@ -147,6 +147,7 @@ def create_quant_cali_model(
     model: torch.nn.Module,
     *,
     memory_budget: int = DEFAULT_MEMORY_BUDGET,
+    counts_file: str | None = None,
 ) -> torch.nn.Module:
     """Put calibration into a model.
 
@@ -170,6 +171,9 @@ def create_quant_cali_model(
         than its share is calibrated from counts in log-linear bins, which adds less than 0.1% to the INT8
         error per tensor and 1% per channel; `LayerResult.is_sketch` tells. bfloat16 and float16 values are
         always counted exactly, in memory that does not grow.
+    counts_file : str, optional
+        File for what the layers were seen to hold, from which `solve_counts` searches other factors without
+        the model. It is there once all layers are finished, or with `CalibrationRun.finish`.
 
     Returns
     -------
@@ -200,6 +204,7 @@ def create_quant_cali_model(
     record_path = require_path("record_file", record_file)
     require_type("model", model, torch.nn.Module)
     budget = require_memory_budget(memory_budget)
+    counts_path = "" if counts_file is None else require_path("counts_file", counts_file)
     _refuse_calibrated(model)
     if any(isinstance(module, torch.nn.DataParallel) for module in model.modules()):
         raise RuntimeError(
@@ -217,11 +222,15 @@ def create_quant_cali_model(
     if os.path.realpath(config_path) == os.path.realpath(record_path):
         raise ValueError(f"record_file and config_file are both '{record_path}'; the record would replace it")
     modules = _distinct_modules(model, places, config_path)
+    # The session is made first: where one of its files cannot be, nothing is replaced.
+    session = _core.Session(
+        config, record_path, budget, _WRITING_SHARE, search_in_background=True, counts_file=counts_path
+    )
 
     if Path(record_path).exists():
         logger.warning("record_file '%s' exists and will be overwritten", record_path)
     _core.write_empty_record(record_path)
-    CalibrationRun(config, record_path, model, list(zip(places, modules, strict=True)), budget)
+    CalibrationRun(session, model, list(zip(places, modules, strict=True)))
     _retrace_compiled_models()
     return model
 
@@ -233,6 +242,7 @@ def calibrate(
     record_file: str,
     *,
     memory_budget: int = DEFAULT_MEMORY_BUDGET,
+    counts_file: str | None = None,
 ) -> Iterator[CalibrationRun]:
     """Calibrate a model while a context lasts, and leave it as it was.
 
@@ -242,7 +252,7 @@ def calibrate(
 
     Parameters
     ----------
-    model, config_file, record_file, memory_budget
+    model, config_file, record_file, memory_budget, counts_file
         As of `create_quant_cali_model`, which says what is raised, too.
 
     Yields
@@ -257,7 +267,9 @@ def calibrate(
     ...         model(batch)
     >>> run.results()  # doctest: +SKIP
     """
-    create_quant_cali_model(config_file, record_file, model, memory_budget=memory_budget)
+    create_quant_cali_model(
+        config_file, record_file, model, memory_budget=memory_budget, counts_file=counts_file
+    )
     run = calibration_run(model)
     try:
         yield run
@@ -313,15 +325,11 @@ class CalibrationRun(Recorder):
 
     def __init__(
         self,
-        config: _core.CalibrationConfig,
-        record_file: str,
+        session: _core.Session,
         model: torch.nn.Module,
         layers: list[tuple[Place, torch.nn.Module]],
-        memory_budget: int,
     ) -> None:
-        self._attach(
-            _core.Session(config, record_file, memory_budget, _WRITING_SHARE, search_in_background=True)
-        )
+        self._attach(session)
         self._open = {place.name for place, _ in layers}  # layers whose taps observe
         # Taps hold the run, so it is released, and reports, when the last of them goes.
         self._padding = Padding(model)

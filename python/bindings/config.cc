@@ -157,7 +157,6 @@ void bind_config(nb::module_& module) {
       "be calibrated, named once.");
   module.def("check_output_path", &amct::check_output_path, "path"_a,
              "Raise ValueError where the path cannot name an output file.");
-
 }
 
 }  // namespace amct_python

@@ -1,7 +1,6 @@
 // Record files and the number formats of what they say.
-#include "amct/record/record_file.h"
-
 #include "amct/core/grid.h"
+#include "amct/record/record_file.h"
 
 #include <cstdint>
 #include <optional>
@@ -67,22 +66,23 @@ void bind_record(nb::module_& module) {
   bind_grid(module);
   nb::class_<LayerRecord>(module, "LayerRecord", "The factors of one layer.")
       .def_ro("name", &LayerRecord::name)
-      .def_prop_ro(
-          "scales",
-          [](const LayerRecord& layer) {
-            std::vector<float> scales;
-            for (const amct::QuantParams& params : layer.params) scales.push_back(params.scale);
-            return scales;
-          })
-      .def_prop_ro(
-          "offsets",
-          [](const LayerRecord& layer) {
-            std::vector<std::int32_t> offsets;
-            for (const amct::QuantParams& params : layer.params) offsets.push_back(params.offset);
-            return offsets;
-          })
+      .def_prop_ro("scales",
+                   [](const LayerRecord& layer) {
+                     std::vector<float> scales;
+                     for (const amct::QuantParams& params : layer.params)
+                       scales.push_back(params.scale);
+                     return scales;
+                   })
+      .def_prop_ro("offsets",
+                   [](const LayerRecord& layer) {
+                     std::vector<std::int32_t> offsets;
+                     for (const amct::QuantParams& params : layer.params)
+                       offsets.push_back(params.offset);
+                     return offsets;
+                   })
       .def_ro("per_head", &LayerRecord::per_head)
-      .def_prop_ro("dst_type", [](const LayerRecord& layer) { return std::string(layer.grid.name); })
+      .def_prop_ro("dst_type",
+                   [](const LayerRecord& layer) { return std::string(layer.grid.name); })
       .def_prop_ro("tap",
                    [](const LayerRecord& layer) { return std::string(amct::name_of(layer.tap)); })
       .def_prop_ro("role", [](const LayerRecord& layer) -> std::optional<std::string> {

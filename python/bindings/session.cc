@@ -2,6 +2,7 @@
 #include "amct/session/session.h"
 
 #include "amct/search/search.h"
+#include "amct/session/counts_file.h"
 
 #include <cstddef>
 #include <cstdint>
@@ -26,15 +27,23 @@ namespace {
 using namespace nb::literals;
 using amct::LayerResult;
 
-amct::Session operator_session(const nb::dict& params, const std::string& record_file,
-                               std::size_t memory_budget) {
+std::vector<std::pair<std::string, amct::OptionValue>> settings_of(const nb::dict& given) {
   std::vector<std::pair<std::string, amct::OptionValue>> settings;
-  for (const auto& [key, value] : params) {
+  for (const auto& [key, value] : given) {
     auto name = nb::cast<std::string>(key);
     amct::OptionValue converted = option_of(name, value);
     settings.emplace_back(std::move(name), std::move(converted));
   }
-  return {amct::parse_operator_params(settings, amct::algorithm_catalog()),
+  return settings;
+}
+
+void merge_counts(const std::vector<std::string>& inputs, const std::string& output) {
+  amct::merge_counts(inputs, output);
+}
+
+amct::Session operator_session(const nb::dict& params, const std::string& record_file,
+                               std::size_t memory_budget) {
+  return {amct::parse_operator_params(settings_of(params), amct::algorithm_catalog()),
           record_file,
           {.memory_budget = memory_budget}};
 }
@@ -181,14 +190,16 @@ void bind_session(nb::module_& module) {
       .def(
           "__init__",
           [](amct::Session* self, amct::CalibrationConfig config, std::string record_file,
-             std::size_t memory_budget, double writing_share, bool search_in_background) {
+             std::size_t memory_budget, double writing_share, bool search_in_background,
+             std::string counts_file) {
             new (self) amct::Session(std::move(config), std::move(record_file),
                                      {.memory_budget = memory_budget,
                                       .writing_share = writing_share,
-                                      .search_in_background = search_in_background});
+                                      .search_in_background = search_in_background,
+                                      .counts_file = std::move(counts_file)});
           },
           "config"_a, "record_file"_a, "memory_budget"_a, "writing_share"_a = 1.0,
-          "search_in_background"_a = false)
+          "search_in_background"_a = false, "counts_file"_a = "")
       .def_static(
           "for_operator", &operator_session, "params"_a, "record_file"_a, "memory_budget"_a,
           nb::sig(
@@ -239,6 +250,29 @@ void bind_session(nb::module_& module) {
           nb::call_guard<nb::gil_scoped_release>(),
           "The layers that need more batches: (name, batches seen, batches needed).")
       .def_prop_ro("record_file", &amct::Session::record_file);
+  module.def(
+      "solve_counts",
+      [](const std::string& path, const nb::dict& changes) {
+        const std::vector<std::pair<std::string, amct::OptionValue>> settings =
+            settings_of(changes);
+        const nb::gil_scoped_release release;
+        return amct::solve_counts(path, settings);
+      },
+      "path"_a, "changes"_a,
+      nb::sig("def solve_counts(path: str, changes: dict[str, typing.Any]) -> list[LayerResult]"),
+      "Search the factors of every layer of a counts file, with some settings replaced.");
+  module.def("merge_counts", &merge_counts, nb::call_guard<nb::gil_scoped_release>(), "inputs"_a,
+             "output"_a, "Write the sum of counts files.");
+  module.def(
+      "write_record",
+      [](const std::string& path, const std::vector<LayerResult>& results) {
+        std::vector<amct::LayerRecord> layers;
+        for (const LayerResult& result : results) layers.push_back(amct::record_of(result));
+        amct::write_empty_record(path);
+        amct::merge_into_record(path, layers, {});
+      },
+      nb::call_guard<nb::gil_scoped_release>(), "path"_a, "results"_a,
+      "Write the factors of some results as a record file of them alone.");
 }
 
 }  // namespace amct_python

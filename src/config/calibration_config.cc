@@ -236,6 +236,30 @@ std::string to_json(const CalibrationConfig& config, const AlgorithmCatalog& cat
   return text + "\n}";
 }
 
+LayerConfig with_settings(const LayerConfig& layer,
+                          std::span<const std::pair<std::string, OptionValue>> changes,
+                          const AlgorithmCatalog& catalog) {
+  const std::string where = "layer '" + layer.name + "': ";
+  const AlgorithmSpec* spec = find_spec(catalog, layer.algorithm);
+  if (spec == nullptr) throw ValueError(where + "no algorithm '" + layer.algorithm + "'");
+  Settings settings = settings_of(layer, *spec);
+  const auto is_changed = [&](std::string_view key) {
+    return std::ranges::any_of(changes, [&](const auto& change) { return change.first == key; });
+  };
+  std::erase_if(settings, [&](const Settings::value_type& setting) {
+    const std::string& key = setting.first;
+    return is_changed(key) || (is_changed("act_algo") && spec->find(key) != nullptr) ||
+           (is_changed("quant_granularity") && key == "head_num") ||
+           (is_changed("num_bits") && key == "dst_type");
+  });
+  settings.insert(settings.end(), changes.begin(), changes.end());
+  LayerConfig changed = parse_layer_settings(
+      settings, SettingsDialect::kFile, catalog,
+      [&](SettingsProblem, const std::string& message) { throw ValueError(where + message); });
+  changed.name = layer.name;
+  return changed;
+}
+
 void check_layers(std::span<const std::string> names, std::span<const ModelLayer> model,
                   const std::string& source) {
   std::unordered_map<std::string_view, const ModelLayer*> by_name;

@@ -167,6 +167,30 @@ std::optional<LayerCounts> CountsReader::next() {
   }
 }
 
+std::vector<LayerResult> solve_counts(
+    const std::string& path, std::span<const std::pair<std::string, OptionValue>> changes) {
+  CountsReader reader(path);
+  std::vector<std::pair<std::uint64_t, LayerResult>> results;
+  while (const std::optional<LayerCounts> layer = reader.next()) {
+    const LayerConfig config = with_settings(layer->config, changes, algorithm_catalog());
+    CalibrationConfig whole;
+    whole.activation_offset = reader.header().activation_offset;
+    const std::string where = path + ": layer '" + config.name + "': ";
+    try {
+      results.emplace_back(layer->index, solve(config, whole.with_offset(config), layer->observer));
+    } catch (const StateError& error) {
+      throw StateError(where + error.what());
+    } catch (const ValueError& error) {
+      throw ValueError(where + error.what());
+    }
+  }
+  std::ranges::stable_sort(results, {}, &std::pair<std::uint64_t, LayerResult>::first);
+  std::vector<LayerResult> sorted;
+  sorted.reserve(results.size());
+  for (auto& [index, result] : results) sorted.push_back(std::move(result));
+  return sorted;
+}
+
 namespace {
 
 /// Throws unless counts of both may be added.

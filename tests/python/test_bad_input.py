@@ -280,7 +280,10 @@ class TestDefinition:
                 "kv_cache_quant_config { calibration_config { ifmr_quantize { num_of_bins: 1 } } }",
                 ("line 1", "num_of_bins"),
             ),
-            ("kv_cache_quant_config { calibration_config { magic_quantize { } } }", ("line 1", "magic_quantize")),
+            (
+                "kv_cache_quant_config { calibration_config { magic_quantize { } } }",
+                ("line 1", "magic_quantize"),
+            ),
             ("quant_layers: 'x'", ("line 1, column", "quant_layers")),
             ("kv_cache_quant_config { quant_layers: 'a' quant_layers: 'a' }", ("'a'", "listed twice")),
             (

@@ -45,7 +45,13 @@ class TestInterface:
         assert config.parameters["quant_layers"].default is None
         assert config.parameters["config_defination"].default is None
         model = inspect.signature(amct.create_quant_cali_model)
-        assert list(model.parameters) == ["config_file", "record_file", "model", "memory_budget"]
+        assert list(model.parameters) == [
+            "config_file",
+            "record_file",
+            "model",
+            "memory_budget",
+            "counts_file",
+        ]
         assert model.parameters["memory_budget"].kind is inspect.Parameter.KEYWORD_ONLY  # an extension
         for signature, count in ((config, 2), (model, 3)):
             for parameter in list(signature.parameters.values())[:count]:

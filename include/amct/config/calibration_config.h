@@ -80,6 +80,13 @@ CalibrationConfig read_config(const std::string& path, const AlgorithmCatalog& c
 /// that are extensions appear only where they differ from the default.
 std::string to_json(const CalibrationConfig& config, const AlgorithmCatalog& catalog);
 
+/// The layer with some settings of the configuration file replaced, as if the file had said so. A
+/// new act_algo starts from its defaults; what belongs to factors per head goes where they are not.
+/// Throws ValueError as parse_config does.
+LayerConfig with_settings(const LayerConfig& layer,
+                          std::span<const std::pair<std::string, OptionValue>> changes,
+                          const AlgorithmCatalog& catalog);
+
 /// A layer that a model has.
 struct ModelLayer {
   std::string name;

@@ -3,12 +3,14 @@
 
 #include "amct/config/calibration_config.h"
 #include "amct/observe/observer.h"
+#include "amct/session/solve.h"
 
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace amct {
@@ -64,6 +66,12 @@ class CountsReader {
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
+
+/// Searches the factors of every layer in a counts file again, with some settings of its
+/// configuration replaced (see with_settings), or as it was. Results stand in the order of the
+/// configuration. Throws as CountsReader, with_settings and solve do, the layer named.
+std::vector<LayerResult> solve_counts(
+    const std::string& path, std::span<const std::pair<std::string, OptionValue>> changes = {});
 
 /// Writes the sum of counts files, layer by layer: as if one run had seen what all of them have.
 /// Layers stand in the order of the first file that has them. Holds all layers in memory. Throws as

@@ -254,6 +254,30 @@ TEST(CalibrationConfigTest, SearchClipMinIsWrittenWhereItIsSet) {
   EXPECT_EQ(parse(text), config);
 }
 
+TEST(CalibrationConfigTest, SettingsMayBeReplaced) {
+  using Changes = std::vector<std::pair<std::string, OptionValue>>;
+  const auto changed = [](const std::string& settings, const Changes& changes) {
+    return with_settings(parse(one_layer(settings)).layers.at(0), changes, algorithm_catalog());
+  };
+  const LayerConfig same =
+      changed(R"("max_percentile":0.9,"tap":"cache","role":"key","quant_granularity":1)", {});
+  EXPECT_EQ(same.name, "a.k_proj");
+  EXPECT_EQ(std::get<double>(same.options.at("max_percentile")), 0.9);
+  EXPECT_EQ(same.tap, Tap::kCache);
+  EXPECT_EQ(same.granularity, Granularity::kPerChannel);
+  const LayerConfig hfmg =
+      changed(R"("max_percentile":0.9,"nonfinite":"skip")", {{"act_algo", std::string("hfmg")}});
+  EXPECT_EQ(hfmg.algorithm, "hfmg");
+  EXPECT_EQ(hfmg.options, find_spec(algorithm_catalog(), "hfmg")->defaults());
+  EXPECT_EQ(hfmg.nonfinite, NonFinitePolicy::kSkip);
+  const LayerConfig tensor =
+      changed(R"("quant_granularity":2,"head_num":4)", {{"quant_granularity", std::int64_t{0}}});
+  EXPECT_EQ(tensor.head_num, 0);
+  EXPECT_EQ(changed(R"("dst_type":"HIF8")", {{"num_bits", std::int64_t{4}}}).grid, kInt4);
+  expect_error<ValueError>([&] { changed("", {{"max_percentile", 2.0}}); },
+                           {"layer 'a.k_proj'", "max_percentile"});
+}
+
 TEST(CalibrationConfigTest, WritingAnUnknownAlgorithmIsAnError) {
   CalibrationConfig config = parse(one_layer(""));
   config.layers[0].algorithm = "magic";

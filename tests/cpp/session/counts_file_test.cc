@@ -162,6 +162,33 @@ TEST_F(CountsFileTest, MergedFilesAreThoseOfOneRun) {
   }
 }
 
+TEST_F(CountsFileTest, IsSolvedAgainInOtherWays) {
+  calibrate(path, {1, 2});
+  std::vector<LayerRecord> same;
+  for (const LayerResult& result : solve_counts(path)) same.push_back(record_of(result));
+  EXPECT_EQ(same, read_record(record));
+
+  using Changes = std::vector<std::pair<std::string, OptionValue>>;
+  const Changes changes{{"act_algo", std::string("mse")},
+                        {"dst_type", std::string("INT4")},
+                        {"quant_granularity", std::int64_t{0}},
+                        {"asymmetric", true}};
+  const std::vector<LayerResult> results = solve_counts(path, changes);
+  ASSERT_EQ(results.size(), 2U);
+  EXPECT_EQ(results[0].name, "a");
+  for (const LayerResult& result : results) {
+    EXPECT_EQ(result.algorithm, "mse");
+    EXPECT_EQ(result.grid, kInt4);
+    EXPECT_TRUE(result.with_offset);
+    EXPECT_EQ(result.params.size(), 1U);
+  }
+  const Changes finer{{"quant_granularity", std::int64_t{1}}};
+  expect_error<ValueError>([&] { solve_counts(path, finer); },
+                           {path, "layer 'a'", "observed per_tensor"});
+  const Changes unknown{{"colour", std::string("red")}};
+  expect_error<ValueError>([&] { solve_counts(path, unknown); }, {"layer 'b'", "colour"});
+}
+
 TEST_F(CountsFileTest, OtherWaysOfObservingAreNotMerged) {
   calibrate(path, {1});
   const std::string other = folder / "other";

@@ -215,8 +215,8 @@ struct Observer::Bytes {
                            .max = sketch.max()});
       }
     }
-    if (message.float32_size() == 0) return;
     const auto groups = static_cast<std::size_t>(message.float32_size());
+    if (groups == 0) return;
     const auto size = static_cast<std::size_t>(message.float32(0).values_size());
     if (state.options.range_only || groups != state.groups() ||
         size > state.sample_limit() / groups)

@@ -66,7 +66,8 @@ struct SessionOptions {
   /// Where to save what the layers were seen to hold (a counts file); empty: nowhere. It is there
   /// once all layers are finished, or with finish(). Layers then keep values also where their
   /// search needs the range alone. Not for operators, of which nobody knows the last layer.
-  std::string counts_file = {};
+  // The initializer, which GCC 12 warns without where others are given by name.
+  std::string counts_file = {};  // NOLINT(readability-redundant-member-init)
 };
 
 /// Calibrates layers and merges them into the record file as they finish. Thread-safe: layers are

@@ -51,7 +51,7 @@ Observer observer_of(const Kind& kind) {
 }
 
 /// Batches of all types that a layer may change between, some with values that are not finite.
-std::vector<Tensor> batches_of(std::vector<DType> dtypes) {
+std::vector<Tensor> batches_of(const std::vector<DType>& dtypes) {
   std::vector<Tensor> batches;
   for (unsigned seed = 1; const DType dtype : dtypes) {
     std::vector<float> x = support::sample(Distribution::kHeavyTailed,
@@ -129,8 +129,10 @@ TEST_P(ObserverBytesTest, DamagedBytesAreRefusedOrMakeAnObserver) {
   int refused = 0;
   for (int i = 0; i < 3000; ++i) {
     std::string damaged = bytes;
-    for (unsigned flips = 1 + random() % 3; flips > 0; --flips)
-      damaged[random() % damaged.size()] ^= static_cast<char>(1U << (random() % 8));
+    for (unsigned flips = 1 + random() % 3; flips > 0; --flips) {
+      char& byte = damaged[random() % damaged.size()];
+      byte = static_cast<char>(byte ^ (1 << (random() % 8)));
+    }
     if (i % 3 == 0) damaged.resize(random() % damaged.size());
     try {
       const Observer other = Observer::deserialize(damaged);
@@ -150,9 +152,10 @@ TEST_P(ObserverBytesTest, DamagedBytesAreRefusedOrMakeAnObserver) {
 
 /// Refused with a message that holds `what`, after `spoil` was done to a valid state.
 template <typename Spoil>
-void expect_malformed(const Kind& kind, std::vector<DType> dtypes, const char* what, Spoil spoil) {
+void expect_malformed(const Kind& kind, const std::vector<DType>& dtypes, const char* what,
+                      Spoil spoil) {
   Observer observer = observer_of(kind);
-  for (const Tensor& batch : batches_of(std::move(dtypes))) observer.observe(batch.view());
+  for (const Tensor& batch : batches_of(dtypes)) observer.observe(batch.view());
   AMCTCounts::ObserverState state;
   ASSERT_TRUE(state.ParseFromString(observer.serialize()));
   spoil(state);

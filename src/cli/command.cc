@@ -1,0 +1,98 @@
+#include "cli/command.h"
+
+#include "amct/core/file.h"
+
+#include <algorithm>
+#include <cctype>
+#include <cstdint>
+#include <ostream>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+namespace amct::cli {
+namespace {
+
+/// How many columns of a terminal UTF-8 text takes, but for wide characters.
+std::size_t width(std::string_view text) {
+  return static_cast<std::size_t>(std::ranges::count_if(
+      text, [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; }));
+}
+
+bool is_number(std::string_view text) {
+  return !text.empty() && text.find_first_not_of("0123456789.,-+e% ") == std::string_view::npos;
+}
+
+}  // namespace
+
+void Context::progress(std::string_view text) const {
+  if (interactive) err << "\r\x1b[K" << text << std::flush;
+}
+
+void Context::end_progress() const {
+  if (interactive) err << "\r\x1b[K" << std::flush;
+}
+
+void Context::say(std::string_view text) const {
+  if (verbosity > 0) err << "amct: " << text << '\n';
+}
+
+std::string printable(std::string_view text) {
+  const bool whole = is_utf8(text);
+  std::string result;
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    const bool control = byte < 0x20 || byte == 0x7F;
+    result +=
+        control || (byte >= 0x80 && !whole) ? fmt::format("\\x{:02x}", byte) : std::string(1, c);
+  }
+  return result;
+}
+
+std::string table(const std::vector<std::vector<std::string>>& rows) {
+  std::vector<std::size_t> widths;
+  std::vector<bool> right;
+  std::vector<std::vector<std::string>> cells;
+  for (const std::vector<std::string>& row : rows) {
+    std::vector<std::string>& line = cells.emplace_back();
+    widths.resize(std::max(widths.size(), row.size()));
+    right.resize(widths.size(), true);
+    for (std::size_t i = 0; i < row.size(); ++i) {
+      line.push_back(printable(row[i]));
+      widths[i] = std::max(widths[i], width(line[i]));
+      if (cells.size() > 1) right[i] = right[i] && (is_number(line[i]) || line[i].empty());
+    }
+  }
+  std::string text;
+  for (const std::vector<std::string>& line : cells) {
+    std::string row;
+    for (std::size_t i = 0; i < line.size(); ++i) {
+      const std::string padding(widths[i] - width(line[i]), ' ');
+      row += (i > 0 ? "  " : "") + (right[i] ? padding + line[i] : line[i] + padding);
+    }
+    row.erase(row.find_last_not_of(' ') + 1);
+    text += row + '\n';
+  }
+  return text;
+}
+
+OptionValue option_value(const std::string& text) {
+  const auto json = nlohmann::json::parse(text, nullptr, false);
+  if (json.is_boolean()) return json.get<bool>();
+  if (json.is_number_integer()) return json.get<std::int64_t>();
+  if (json.is_number_float()) return json.get<double>();
+  const auto is_number_json = [](const auto& element) { return element.is_number(); };
+  if (json.is_array() && std::ranges::all_of(json, is_number_json))
+    return json.get<std::vector<double>>();
+  return text;
+}
+
+std::int64_t granularity_number(const std::string& word) {
+  if (word == "per_tensor" || word == "0") return 0;
+  if (word == "per_channel" || word == "1") return 1;
+  if (word == "per_head" || word == "2") return 2;
+  throw CLI::ValidationError("--granularity",
+                             "must be per_tensor, per_channel or per_head, not " + word);
+}
+
+}  // namespace amct::cli

@@ -1,0 +1,61 @@
+// What the subcommands share.
+#pragma once
+
+#include "amct/core/options.h"
+
+#include <functional>
+#include <iosfwd>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+
+#include "cli/cli.h"
+
+namespace amct::cli {
+
+/// Where a command writes, and how.
+struct Context {
+  std::ostream& out;
+  std::ostream& err;
+  bool interactive = false;
+  bool json = false;
+  int verbosity = 0;
+
+  /// A line on `err` that the next one replaces; nothing where nobody watches.
+  void progress(std::string_view text) const;
+  /// Takes the line away.
+  void end_progress() const;
+  /// A line on `err` with -v.
+  void say(std::string_view text) const;
+};
+
+/// What a subcommand does once its arguments are parsed.
+using Action = std::function<Exit(const Context&)>;
+
+/// Adds a subcommand to the program. `on_parsed` is given its action where it was called.
+using OnParsed = std::function<void(Action)>;
+void add_inspect(CLI::App& program, const OnParsed& on_parsed);
+void add_solve(CLI::App& program, const OnParsed& on_parsed);
+void add_merge(CLI::App& program, const OnParsed& on_parsed);
+void add_diff(CLI::App& program, const OnParsed& on_parsed);
+void add_completion(CLI::App& program, const OnParsed& on_parsed);
+void add_reference(CLI::App& program, const OnParsed& on_parsed);
+
+/// Text in columns, as wide as their widest cell: not cut to a terminal, since names are there to
+/// be copied. Control characters, which a name in a file may hold, are written as escapes. Numbers
+/// stand to the right.
+std::string table(const std::vector<std::vector<std::string>>& rows);
+
+/// Text with control characters and bytes that are no UTF-8 as \xNN.
+std::string printable(std::string_view text);
+
+/// A number as a setting of the configuration file: true, 4, 0.99, [0.7, 1.3] or a word.
+OptionValue option_value(const std::string& text);
+
+/// "per_tensor" (or "0") and so on as the number of the configuration file. Throws CLI::
+/// ValidationError.
+std::int64_t granularity_number(const std::string& word);
+
+}  // namespace amct::cli

@@ -1,0 +1,196 @@
+// The command line, called in this process.
+#include "cli/cli.h"
+
+#include "amct/record/record_file.h"
+#include "amct/search/search.h"
+#include "amct/session/session.h"
+
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include "cli/command.h"
+#include "support/data.h"
+#include "support/files.h"
+
+namespace amct::cli {
+namespace {
+
+using Json = nlohmann::json;
+using Arguments = std::vector<std::string>;
+
+struct Result {
+  int code;
+  std::string out;
+  std::string err;
+};
+
+Result call(const Arguments& arguments) {
+  std::ostringstream out;
+  std::ostringstream err;
+  const int code = run(arguments, out, err);
+  return {code, out.str(), err.str()};
+}
+
+class CliTest : public support::FolderTest {
+ protected:
+  void SetUp() override {
+    CalibrationConfig config =
+        default_config(Arguments{"layers.0.k_proj", "layers.0.v_proj"}, algorithm_catalog());
+    for (LayerConfig& layer : config.layers) layer.granularity = Granularity::kPerChannel;
+    Session session(config, record, {.counts_file = counts});
+    for (const char* name : {"layers.0.v_proj", "layers.0.k_proj"}) {
+      const support::Tensor batch = support::make_tensor(
+          DType::kBFloat16, {64, 8}, support::sample(support::Distribution::kNormal, 512, 1));
+      session.observe(name, batch.view());
+    }
+  }
+
+  static void expect_error(const Arguments& arguments, Exit code, const std::string& what) {
+    const Result result = call(arguments);
+    EXPECT_EQ(result.code, static_cast<int>(code));
+    EXPECT_EQ(result.out, "");
+    EXPECT_EQ(result.err.substr(0, 6), "amct: ");
+    EXPECT_NE(result.err.find(what), std::string::npos) << result.err;
+    EXPECT_EQ(result.err.find('\n'), result.err.size() - 1) << "one line: " << result.err;
+  }
+
+  const std::string record = folder / "record.txt";
+  const std::string counts = folder / "all.counts";
+  const std::string other = folder / "other.txt";
+};
+
+TEST_F(CliTest, InspectShowsRecordsAndCounts) {
+  const Result text = call({"inspect", record});
+  EXPECT_EQ(text.code, 0);
+  EXPECT_NE(text.out.find("layers.0.k_proj  key"), std::string::npos) << text.out;
+  EXPECT_NE(text.out.find("a record of 2 layers"), std::string::npos);
+  const Json of_record = Json::parse(call({"inspect", record, "--json"}).out);
+  EXPECT_EQ(of_record["kind"], "record");
+  EXPECT_EQ(of_record["layers"][1]["role"], "value");
+  EXPECT_EQ(of_record["layers"][0]["scale"].size(), 8U);
+  const Json of_counts = Json::parse(call({"--json", "inspect", counts}).out);
+  EXPECT_EQ(of_counts["kind"], "counts");
+  EXPECT_EQ(of_counts["layers"][0]["layer"], "layers.0.k_proj");  // in the configuration's order
+  EXPECT_EQ(of_counts["layers"][0]["rows"], 64);
+  EXPECT_EQ(of_counts["layers"][0]["kept"], "exact");
+  EXPECT_NE(call({"inspect", counts}).out.find("counts of 2 layers"), std::string::npos);
+}
+
+TEST_F(CliTest, SolveWritesARecord) {
+  const Result result = call({"solve", counts, "-o", other});
+  EXPECT_EQ(result.code, 0) << result.err;
+  EXPECT_EQ(support::read_file(other), support::read_file(record));
+  EXPECT_EQ(call({"diff", record, other}).code, 0);
+
+  const Result int4 = call({"solve", counts, "--record", other, "--algorithm", "percentile",
+                            "--set", "percentile=0.99", "--dst-type", "INT4", "--granularity",
+                            "per_head", "--heads", "2", "--symmetric", "--json"});
+  EXPECT_EQ(int4.code, 0) << int4.err;
+  const Json json = Json::parse(int4.out);
+  EXPECT_EQ(json["record"], other);
+  EXPECT_EQ(json["layers"][0]["act_algo"], "percentile");
+  EXPECT_EQ(json["layers"][0]["with_offset"], false);
+  const std::vector<LayerRecord> layers = read_record(other);
+  ASSERT_EQ(layers.size(), 2U);
+  EXPECT_EQ(layers[0].grid, kInt4);
+  EXPECT_TRUE(layers[0].per_head);
+  EXPECT_EQ(layers[0].params.size(), 2U);
+  EXPECT_EQ(layers[0].params[0].offset, 0);
+}
+
+TEST_F(CliTest, SolveWithoutARecordOnlyShows) {
+  const Result result = call({"solve", counts, "--algorithm", "mse"});
+  EXPECT_EQ(result.code, 0);
+  EXPECT_NE(result.out.find("mse"), std::string::npos);
+  EXPECT_EQ(folder.names(), (Arguments{"all.counts", "record.txt"}));
+}
+
+TEST_F(CliTest, MergeAddsUp) {
+  const std::string sum = folder / "sum.counts";
+  EXPECT_EQ(call({"merge", counts, counts, "-o", sum}).code, 0);
+  const Json json = Json::parse(call({"inspect", sum, "--json"}).out);
+  EXPECT_EQ(json["layers"][1]["rows"], 128);
+  EXPECT_EQ(Json::parse(call({"merge", counts, "-o", sum, "--json"}).out)["counts"], sum);
+}
+
+TEST_F(CliTest, DiffTellsWhatDiffersByItsExitCode) {
+  call({"solve", counts, "-o", other, "--algorithm", "minmax"});
+  const Result result = call({"diff", record, other});
+  EXPECT_EQ(result.code, static_cast<int>(Exit::kDiffers));
+  EXPECT_NE(result.out.find("2 of 2 layers differ"), std::string::npos) << result.out;
+  EXPECT_EQ(call({"diff", record, other, "--tolerance", "0.9"}).code,
+            static_cast<int>(Exit::kDiffers));  // by their offsets
+  const Json json = Json::parse(call({"diff", record, other, "--json"}).out);
+  EXPECT_EQ(json["equal"], false);
+  EXPECT_NE(json["layers"][0]["scale_ratio"], 1.0);
+  support::write_file(other, "record { key: 'x' kv_cache_value { scale: 1 offset: 0 } }");
+  const Result foreign = call({"diff", record, other});
+  EXPECT_NE(foreign.out.find("only in the first"), std::string::npos);
+  EXPECT_NE(foreign.out.find("only in the second"), std::string::npos);
+  EXPECT_TRUE(Json::parse(call({"diff", record, record, "--json"}).out)["equal"]);
+}
+
+TEST_F(CliTest, ErrorsAreOneLineThatSaysWhatToDo) {
+  expect_error({}, Exit::kUsage, "name a command");
+  expect_error({"sovle"}, Exit::kUsage, "did you mean 'solve'?");
+  expect_error({"solve"}, Exit::kUsage, "COUNTS is required");
+  expect_error({"solve", counts, "--granularity", "per_word"}, Exit::kUsage, "per_tensor");
+  expect_error({"solve", counts, "--set", "x"}, Exit::kUsage, "KEY=VALUE");
+  expect_error({"solve", counts, "--symmetric", "--asymmetric"}, Exit::kUsage, "excludes");
+  expect_error({"completion", "csh"}, Exit::kUsage, "csh");
+  expect_error({"inspect", folder / "none"}, Exit::kError, "No such file");
+  expect_error({"solve", record}, Exit::kError, "not a counts file");
+  expect_error({"solve", counts, "-o", folder.path()}, Exit::kError, "folder");
+  expect_error({"solve", counts, "--algorithm", "mze"}, Exit::kError, "did you mean 'mse'?");
+  expect_error({"solve", counts, "--dst-type", "FP8_E4M3", "--algorithm", "hfmg"}, Exit::kError,
+               "evenly spread");
+  support::write_file(other, "not a record");
+  expect_error({"diff", record, other}, Exit::kError, "line 1");
+}
+
+TEST_F(CliTest, HelpAndVersion) {
+  EXPECT_EQ(call({"--version"}).out.substr(0, 5), "amct ");
+  for (const Arguments& arguments :
+       {Arguments{"--help"}, {"solve", "--help"}, {"--help-all"}, {"inspect", "-h"}}) {
+    const Result result = call(arguments);
+    EXPECT_EQ(result.code, 0);
+    EXPECT_NE(result.out.find("xample"), std::string::npos) << arguments[0];
+  }
+}
+
+TEST_F(CliTest, CompletionAndReferenceNameEveryCommand) {
+  for (const Arguments& arguments : {Arguments{"completion", "bash"},
+                                     {"completion", "zsh"},
+                                     {"completion", "fish"},
+                                     {"reference"}}) {
+    const Result result = call(arguments);
+    EXPECT_EQ(result.code, 0);
+    for (const char* command : {"inspect", "solve", "merge", "diff"})
+      EXPECT_NE(result.out.find(command), std::string::npos) << command;
+    EXPECT_NE(result.out.find("dst-type"), std::string::npos);
+  }
+}
+
+TEST(PrintableTest, NamesFromFilesCannotDriveTheTerminal) {
+  EXPECT_EQ(printable("a.k_proj"), "a.k_proj");
+  EXPECT_EQ(printable("层"), "层");
+  EXPECT_EQ(printable("\x1b[2Ja\nb\x7f"), "\\x1b[2Ja\\x0ab\\x7f");
+  EXPECT_EQ(printable("\xff"), "\\xff");
+  EXPECT_EQ(table({{"name", "number"}, {"x", "10"}, {"yyyyy", "2"}}),
+            "name   number\nx          10\nyyyyy       2\n");
+}
+
+TEST(OptionValueTest, IsWhatTheConfigurationFileWouldSay) {
+  EXPECT_EQ(option_value("true"), OptionValue(true));
+  EXPECT_EQ(option_value("4"), OptionValue(std::int64_t{4}));
+  EXPECT_EQ(option_value("0.5"), OptionValue(0.5));
+  EXPECT_EQ(option_value("[0.7, 1.3]"), OptionValue(std::vector<double>{0.7, 1.3}));
+  EXPECT_EQ(option_value("skip"), OptionValue(std::string("skip")));
+}
+
+}  // namespace
+}  // namespace amct::cli

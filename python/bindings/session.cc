@@ -2,6 +2,7 @@
 #include "amct/session/session.h"
 
 #include "amct/search/search.h"
+#include "amct/session/analysis.h"
 #include "amct/session/counts_file.h"
 
 #include <cstddef>
@@ -111,6 +112,52 @@ std::optional<std::int64_t> check(const amct::Session& session, const std::strin
                                 .first_index = first_index};
   const nb::gil_scoped_release release;
   return session.check(name, batch, batches_before);
+}
+
+void bind_analysis(nb::module_& module) {
+  using amct::GroupAnalysis;
+  using amct::LayerAnalysis;
+  nb::class_<GroupAnalysis>(module, "GroupAnalysis", "One group of values that share factors.")
+      .def_ro("min", &GroupAnalysis::min, "Smallest value.")
+      .def_ro("max", &GroupAnalysis::max, "Largest value.")
+      .def_prop_ro("scale", [](const GroupAnalysis& g) { return g.params.scale; })
+      .def_prop_ro("offset", [](const GroupAnalysis& g) { return g.params.offset; })
+      .def_ro("clip_low", &GroupAnalysis::clip_low, "Smallest value that can be read back.")
+      .def_ro("clip_high", &GroupAnalysis::clip_high, "Largest value that can be read back.")
+      .def_prop_ro(
+          "mse", [](const GroupAnalysis& g) { return g.error.mse(); }, "Mean squared error.")
+      .def_prop_ro(
+          "sqnr_db", [](const GroupAnalysis& g) { return g.error.sqnr_db(); },
+          "Signal to quantization noise ratio, in dB.")
+      .def_prop_ro(
+          "clipped_fraction", [](const GroupAnalysis& g) { return g.error.clipped_fraction(); },
+          "Share of clipped values, 0 to 1.");
+  nb::class_<LayerAnalysis>(module, "LayerAnalysis", "How factors sit on a layer's values.")
+      .def_ro("name", &LayerAnalysis::name)
+      .def_prop_ro("mse", [](const LayerAnalysis& a) { return a.error.mse(); })
+      .def_prop_ro("sqnr_db", [](const LayerAnalysis& a) { return a.error.sqnr_db(); })
+      .def_prop_ro("clipped_fraction",
+                   [](const LayerAnalysis& a) { return a.error.clipped_fraction(); })
+      .def_prop_ro(
+          "total", [](const LayerAnalysis& a) { return a.error.total; }, "Number of values.")
+      .def_ro("histogram_low", &LayerAnalysis::histogram_low, "Edge of the first bin.")
+      .def_ro("histogram_high", &LayerAnalysis::histogram_high, "Edge of the last bin.")
+      .def_ro("histogram", &LayerAnalysis::histogram, "Counts of all values in equal bins.")
+      .def_prop_ro(
+          "curve",
+          [](const LayerAnalysis& a) {
+            std::vector<std::pair<double, double>> points;
+            for (const amct::LossPoint& point : a.curve)
+              points.emplace_back(point.factor, point.loss);
+            return points;
+          },
+          "(factor, mean squared error) of clip ranges that are the values' own times a factor.")
+      .def_ro("groups", &LayerAnalysis::groups, "One, or one a channel or head.")
+      .def_ro("channel_max_abs", &LayerAnalysis::channel_max_abs,
+              "Largest magnitude of each channel, where channels were observed; else empty.");
+  module.def("analyse_files", &amct::analyse_files, nb::call_guard<nb::gil_scoped_release>(),
+             "record_file"_a, "counts_file"_a, "bins"_a = 128,
+             "How the factors of a record sit on the values of a counts file.");
 }
 
 void bind_layer_plan(nb::module_& module) {
@@ -263,6 +310,7 @@ void bind_session(nb::module_& module) {
       "Search the factors of every layer of a counts file, with some settings replaced.");
   module.def("merge_counts", &merge_counts, nb::call_guard<nb::gil_scoped_release>(), "inputs"_a,
              "output"_a, "Write the sum of counts files.");
+  bind_analysis(module);
   module.def(
       "write_record",
       [](const std::string& path, const std::vector<LayerResult>& results) {

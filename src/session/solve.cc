@@ -6,13 +6,10 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <iterator>
-#include <span>
 #include <utility>
 #include <vector>
 
-#include <tbb/parallel_for.h>
-
+#include "session/joined_groups.h"
 #include "session/stopwatch.h"
 
 namespace amct {
@@ -24,67 +21,6 @@ struct GroupResult {
   QuantizationError error;
   ValueRange range{};
 };
-
-/// How many neighbouring groups of the observer make one group of the layer.
-std::size_t groups_joined(const LayerConfig& config, const Observer& observer) {
-  const auto seen = observer.granularity();
-  const auto wanted = config.granularity;
-  const auto heads = static_cast<std::size_t>(config.head_num);
-  if (wanted == Granularity::kPerTensor) return std::max<std::size_t>(1, observer.groups());
-  const bool same_heads = wanted != Granularity::kPerHead || observer.groups() == heads;
-  if (wanted == seen && (same_heads || observer.groups() == 0)) return 1;
-  if (wanted != Granularity::kPerHead || seen != Granularity::kPerChannel) {
-    throw ValueError("it was observed " + std::string(name_of(seen)) +
-                     ", which does not tell what factors " + std::string(name_of(wanted)) +
-                     " need; calibrate " + std::string(name_of(Granularity::kPerChannel)));
-  }
-  if (heads == 0) throw ValueError("factors per head need head_num, the number of heads");
-  if (observer.groups() % heads != 0) {
-    throw StateError(std::to_string(observer.groups()) + " channels cannot be cut into " +
-                     std::to_string(heads) + " heads");
-  }
-  return observer.groups() / heads;
-}
-
-/// The union of neighbouring groups, which is emptied.
-ValueCounts join(std::span<ValueCounts> groups) {
-  const bool all_samples = std::ranges::none_of(groups, &ValueCounts::is_sorted);
-  if (all_samples) {
-    LargeArray<float> samples;
-    std::size_t size = 0;
-    for (const ValueCounts& group : groups) size += group.values().size();
-    samples.reserve(size);
-    for (ValueCounts& group : groups) {
-      std::ranges::copy(group.values(), std::back_inserter(samples));
-      group = {};
-    }
-    return ValueCounts::of(std::move(samples));
-  }
-  // Pairs, then pairs of pairs: each value moves as often as there are rounds.
-  for (std::size_t step = 1; step < groups.size(); step *= 2) {
-    const std::size_t pairs = (groups.size() + step - 1) / (2 * step);
-    tbb::parallel_for(std::size_t{0}, pairs, [&](std::size_t pair) {
-      const std::size_t left = 2 * step * pair;
-      if (left + step >= groups.size()) return;
-      groups[left] = ValueCounts::merged(groups[left], groups[left + step]);
-      groups[left + step] = {};
-    });
-  }
-  return std::move(groups.front());
-}
-
-/// Calls visit(group, values) for every group of the layer, on several threads at once.
-void visit_joined(const Observer& observer, std::size_t joined, const Observer::Visit& visit) {
-  if (joined == 1) {
-    observer.visit(visit);
-    return;
-  }
-  std::vector<ValueCounts> all(observer.groups());
-  observer.visit([&](std::size_t group, const ValueCounts& values) { all[group] = values; });
-  tbb::parallel_for(std::size_t{0}, all.size() / joined, [&](std::size_t group) {
-    visit(group, join(std::span(all).subspan(group * joined, joined)));
-  });
-}
 
 std::vector<GroupResult> solve_ranges(const LayerConfig& config, const Algorithm& algorithm,
                                       bool with_offset, const Observer& observer,
@@ -130,7 +66,7 @@ LayerResult solve(const LayerConfig& config, bool with_offset, const Observer& o
     throw StateError("only the range of its values was kept, which " + config.algorithm +
                      " cannot be searched from");
   }
-  const std::size_t joined = groups_joined(config, observer);
+  const std::size_t joined = groups_joined(config.granularity, config.head_num, observer);
   LayerResult result;
   result.name = config.name;
   result.algorithm = config.algorithm;

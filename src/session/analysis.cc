@@ -107,12 +107,12 @@ LayerAnalysis analyse(const LayerRecord& factors, const Observer& observer, std:
   result.histogram_low = parts.front().group.min;
   result.histogram_high = parts.front().group.max;
   for (const double factor : curve) result.curve.push_back({factor, 0});
-  for (Part& part : parts) {
+  for (const Part& part : parts) {
     result.error += part.group.error;
     result.histogram_low = std::min<double>(result.histogram_low, part.group.min);
     result.histogram_high = std::max<double>(result.histogram_high, part.group.max);
     for (std::size_t i = 0; i < curve.size(); ++i) result.curve[i].loss += part.squared_errors[i];
-    result.groups.push_back(std::move(part.group));
+    result.groups.push_back(part.group);
   }
   for (LossPoint& point : result.curve) point.loss /= result.error.total;
   if (!(result.histogram_low < result.histogram_high)) {  // a constant

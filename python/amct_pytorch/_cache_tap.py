@@ -144,9 +144,9 @@ class CacheTap(Tap):
             )
         copies = copies_of_heads(states, place.name, self._places[place], place.slice)
         keys = states[:, ::copies].transpose(1, 2)
-        rows = self._padding.rows_of(place.name, *keys.shape[:2])
+        rows = self._padding.rows_of(place, keys)
         if rows is not None and len(rows) == 0:
-            return  # all of it is padding
+            return  # all of it is padding, or kept as it is
         x = keys.flatten(2)
         x = x if rows is None else x.flatten(0, 1).index_select(0, rows)
         if place.name not in self._turned:

@@ -1,4 +1,4 @@
-"""Leaving padding out: which tokens of the running forward are real."""
+"""Leaving tokens out: which of the running forward are real, and not kept by the cache as they are."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from amct_pytorch._cache_watch import is_cache
 from amct_pytorch._graphs import outside_graphs
 from amct_pytorch._log import logger
+from amct_pytorch._place import Place
 
 # Cross attention reads what the encoder put out, so its keys are padded as the encoder's input is.
 _CROSS_ATTENTION = re.compile(
@@ -45,41 +46,44 @@ class Padding:
         for hook in self._hooks:
             hook.remove()
 
-    def without(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        """What layer `name` put out, ``[batch, tokens, ...]``: the same, or the rows of real tokens alone."""
-        if not self._running.forwards or x.dim() < 3:
+    def without(self, place: Place, x: torch.Tensor) -> torch.Tensor:
+        """What a layer put out, ``[batch, tokens, ...]``: the same, or the rows that count alone."""
+        if x.dim() < 3:
             return x
-        rows = self.rows_of(name, *x.shape[:2])
+        rows = self.rows_of(place, x)
         return x if rows is None else x.flatten(0, 1).index_select(0, rows)
 
-    def rows_of(self, name: str, batch: int, tokens: int) -> torch.Tensor | None:
-        """Which rows of layer `name` are real.
+    def rows_of(self, place: Place, x: torch.Tensor) -> torch.Tensor | None:
+        """Which rows of a layer count: of tokens that are real, and not among the first `sink_tokens`.
 
         Parameters
         ----------
-        name : str
-            The layer, which tells whether it is of cross attention.
-        batch, tokens : int
-            The sequences and the tokens of each that it sees. Of a mask that is longer, those after the
-            tokens in the cache; where it is too short for that, the last ones.
+        place : Place
+            The layer, whose name tells whether it is of cross attention.
+        x : torch.Tensor
+            What it sees, ``[batch, tokens, ...]``. Of a mask that is longer its tokens are those after the
+            ones in the cache; where it is too short for that, the last ones.
 
         Returns
         -------
         torch.Tensor or None
             int64, indices into the ``batch * tokens`` rows; None where all are.
         """
+        sinks, (batch, tokens) = place.sink_tokens, x.shape[:2]
         if not self._running.forwards:
-            return None
-        of_decoder = self._has_decoder and not _CROSS_ATTENTION.search(name)
-        _, masks = self._running.forwards[-1]
+            return _rows_from(sinks, 0, x)
+        of_decoder = self._has_decoder and not _CROSS_ATTENTION.search(place.name)
+        _, masks, past = self._running.forwards[-1]
         mask = masks.get(_DECODER_MASK if of_decoder else _ENCODER_MASK)
-        return None if mask is None else mask.rows_of(batch, tokens)
+        if mask is None or not mask.is_of(batch, tokens):
+            return _rows_from(sinks, past, x)
+        return mask.rows_of(tokens, sinks)
 
     def _before(self, module: torch.nn.Module, args: Any, kwargs: Any) -> None:
         given = dict(zip(_argument_names(module), args, strict=False)) | kwargs
         forwards = self._running.forwards
         # A module does not run inside of itself, so what is left of it was interrupted.
-        while any(other is module for other, _ in forwards):
+        while any(other is module for other, *_ in forwards):
             forwards.pop()
         past = _past_tokens(given.values())
         masks = {}
@@ -94,7 +98,7 @@ class Padding:
                     "of the form [batch, tokens]), so all are calibrated with",
                     name,
                 )
-        forwards.append((module, masks))
+        forwards.append((module, masks, past))
 
     def _after(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         if self._running.forwards:
@@ -110,25 +114,40 @@ class _Mask:
     def __init__(self, mask: torch.Tensor, past: int) -> None:
         self._real = mask != 0
         self._past = past
-        self._rows: dict[int, torch.Tensor | None] = {}
+        self._rows: dict[tuple[int, int], torch.Tensor | None] = {}
 
-    def rows_of(self, batch: int, tokens: int) -> torch.Tensor | None:
+    def is_of(self, batch: int, tokens: int) -> bool:
+        """Whether it tells of so many tokens."""
         sequences, length = self._real.shape
-        if sequences != batch or tokens > length:
-            return None
-        if tokens not in self._rows:
+        return sequences == batch and tokens <= length
+
+    def rows_of(self, tokens: int, sinks: int) -> torch.Tensor | None:
+        length = self._real.shape[1]
+        if (tokens, sinks) not in self._rows:
             first = self._past if self._past + tokens <= length else length - tokens
-            real = self._real[:, first : first + tokens].flatten()
-            rows = real.nonzero().flatten()
-            self._rows[tokens] = None if len(rows) == len(real) else rows
-        return self._rows[tokens]
+            counts = self._real
+            if sinks > 0:
+                counts = counts & (counts.cumsum(dim=1) > sinks)
+            counts = counts[:, first : first + tokens].flatten()
+            rows = counts.nonzero().flatten()
+            self._rows[tokens, sinks] = None if len(rows) == len(counts) else rows
+        return self._rows[tokens, sinks]
 
 
 class _Running(threading.local):
-    """The forwards that run in this thread, the innermost last: (module, its masks by name)."""
+    """The forwards that run in this thread, the innermost last: (module, masks by name, cached tokens)."""
 
     def __init__(self) -> None:
-        self.forwards: list[tuple[torch.nn.Module, dict[str, _Mask]]] = []
+        self.forwards: list[tuple[torch.nn.Module, dict[str, _Mask], int]] = []
+
+
+def _rows_from(sinks: int, past: int, x: torch.Tensor) -> torch.Tensor | None:
+    """The rows of tokens from position `sinks` on, where `past` positions came before; None where all are."""
+    if past >= sinks:
+        return None
+    batch, tokens = x.shape[:2]
+    first = torch.arange(batch, device=x.device)[:, None] * tokens
+    return (first + torch.arange(min(sinks - past, tokens), tokens, device=x.device)).flatten()
 
 
 def _past_tokens(arguments: Iterable[Any]) -> int:

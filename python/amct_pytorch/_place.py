@@ -24,6 +24,8 @@ class Place(InAttention):
         Which channels of a fused projection it is.
     max_position : int or None
         See the settings of the configuration.
+    sink_tokens : int
+        First tokens of each sequence that are left out.
     """
 
     name: str
@@ -31,11 +33,12 @@ class Place(InAttention):
     role: str | None
     slice: ChannelSlice | None
     max_position: int | None
+    sink_tokens: int = 0
 
 
 def places_of(config: CalibrationConfig) -> list[Place]:
     """Where the layers of a configuration are observed, in its order."""
     return [
-        Place(name, tap, role, None if part is None else ChannelSlice(*part), max_position)
-        for name, tap, role, part, max_position in config.places()
+        Place(name, tap, role, None if part is None else ChannelSlice(*part), max_position, sinks)
+        for name, tap, role, part, max_position, sinks in config.places()
     ]

@@ -12,7 +12,8 @@ from amct_pytorch._device import DeviceLayers
 from amct_pytorch._graphs import is_recomputing, outside_graphs
 from amct_pytorch._observe import Recorder, kept_back, observe
 from amct_pytorch._padding import Padding
-from amct_pytorch._projection import ChannelSlice, channels_last
+from amct_pytorch._place import Place
+from amct_pytorch._projection import channels_last
 
 # Where a module keeps its taps. They live in __dict__ beside the hook, so that neither the module's
 # class nor its parameters, children or state_dict change.
@@ -94,21 +95,19 @@ class LinearTap(Tap):
 
     A hook rather than a wrapper keeps the module what it is: the same class, attributes, state_dict
     keys and other hooks, and the output is the very tensor the module returned. Of a fused projection
-    `part` alone is observed.
+    the place's slice alone is observed.
     """
 
     def __init__(
         self,
         module: torch.nn.Module,
-        name: str,
+        place: Place,
         layers: DeviceLayers,
         owner: Owner,
         padding: Padding,
-        part: ChannelSlice | None = None,
     ) -> None:
-        super().__init__(module, [name], layers, owner)
-        self._name = name
-        self._part = part
+        super().__init__(module, [place.name], layers, owner)
+        self._place = place
         self._padding = padding
         self._hook = module.register_forward_hook(self)
 
@@ -116,12 +115,12 @@ class LinearTap(Tap):
         if isinstance(output, torch.Tensor):
             tokens = output.numel()
             output = channels_last(module, output)
-            if self._part is not None:
-                output = self._part.of(output)
-            output = self._padding.without(self._name, output)
+            if self._place.slice is not None:
+                output = self._place.slice.of(output)
+            output = self._padding.without(self._place, output)
             if output.numel() == 0 and tokens > 0:
-                return  # all of it is padding
-        self.observe(self._name, output)
+                return  # all of it is padding, or kept as it is
+        self.observe(self._place.name, output)
 
     def take_hooks_off(self) -> None:
         self._hook.remove()

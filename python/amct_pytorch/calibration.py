@@ -38,6 +38,7 @@ def create_quant_cali_config(
     split_fused: bool = True,
     tap: str | None = None,
     max_position: int | None = None,
+    sink_tokens: int | None = None,
 ) -> None:
     """Write the configuration file of a calibration.
 
@@ -67,6 +68,10 @@ def create_quant_cali_config(
         also counted as it would be at positions up to there. 0: the positions of the calibration alone.
         Without it: the definition's, else the model's ``max_position_embeddings``. A shorter reach gives
         tighter factors.
+    sink_tokens : int, optional
+        First tokens of each sequence that are left out of the calibration of all layers, for a cache that
+        keeps them as they are (`StaticQuantizedCache` does): what models store of them is unlike the rest.
+        Padding is not counted. Without it the definition decides, and without that it is 0.
 
     Raises
     ------
@@ -76,7 +81,7 @@ def create_quant_cali_config(
         A bad file name; a wrong key in `quant_layers`; a layer that is not in the model, cannot be
         calibrated or is named twice; a pattern that matches no layer; an error in the definition; an unknown
         `tap`, or tap 'cache' for a layer of which it is not known whether it is key or value; a negative
-        `max_position`.
+        `max_position` or `sink_tokens`.
     RuntimeError
         There is no layer to calibrate.
     OSError
@@ -98,11 +103,13 @@ def create_quant_cali_config(
     _core.check_output_path(config_path)
     if tap not in (None, "linear", "cache"):
         raise ValueError(f"tap must be 'linear' or 'cache', not {tap!r}")
-    if max_position is not None:
-        if require_type("max_position", max_position, int) is True or max_position is False:
-            raise TypeError("max_position must be an int, not bool")
-        if not 0 <= max_position <= 2**31:
-            raise ValueError(f"max_position must be from 0 to 2^31, not {max_position}")
+    for name, number in (("max_position", max_position), ("sink_tokens", sink_tokens)):
+        if number is None:
+            continue
+        if isinstance(require_type(name, number, int), bool):
+            raise TypeError(f"{name} must be an int, not bool")
+        if not 0 <= number <= 2**31:
+            raise ValueError(f"{name} must be from 0 to 2^31, not {number}")
 
     definition = None if definition_path is None else _core.Definition.read(definition_path)
     source = "quant_layers"
@@ -130,6 +137,8 @@ def create_quant_cali_config(
         if layer is not None and (is_cached or layer.slice is not None):
             reach = max_position if is_cached and layer.role == "key" else None
             config.place(place.name, layer.role, layer.slice, tap, reach)
+    if sink_tokens is not None:
+        config.set_sink_tokens(sink_tokens)
     for name in config.layers_without_heads():
         heads = known[name].heads if name in known else None
         if heads is None:
@@ -339,7 +348,7 @@ class CalibrationRun(Recorder):
             if place.tap == "cache":
                 at_cache.setdefault(place.attention, []).append((place, module))
             else:
-                LinearTap(module, place.name, self._layers, self, self._padding, place.slice)
+                LinearTap(module, place, self._layers, self, self._padding)
         self.observes_cache = bool(at_cache)  # whether some layers have tap 'cache'
         if at_cache:
             self._rotary = RotaryCalls(model)

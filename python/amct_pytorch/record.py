@@ -31,6 +31,8 @@ class KVFactors:
         Where the values were observed that they are made for.
     role : {'key', 'value'} or None
         What the layer is, where the record or its name says it.
+    sink_tokens : int
+        First tokens of each sequence that the factors are not for: the cache keeps them as they are.
     """
 
     scale: torch.Tensor
@@ -39,6 +41,7 @@ class KVFactors:
     dst_type: str = "INT8"
     tap: str = "linear"
     role: str | None = None
+    sink_tokens: int = 0
 
 
 def read_record(record_file: str | os.PathLike[str]) -> dict[str, KVFactors]:
@@ -70,6 +73,7 @@ def read_record(record_file: str | os.PathLike[str]) -> dict[str, KVFactors]:
             layer.dst_type,
             layer.tap,
             layer.role,
+            layer.sink_tokens,
         )
         for layer in _core.read_record(path)
     }

@@ -32,9 +32,9 @@ std::vector<std::string> layer_names(const amct::CalibrationConfig& config) {
 
 /// (begin, end, groups)
 using SliceTuple = std::tuple<std::int64_t, std::int64_t, std::int64_t>;
-/// (name, tap, role, slice, max_position)
+/// (name, tap, role, slice, max_position, sink_tokens)
 using Place = std::tuple<std::string, std::string, std::optional<std::string>,
-                         std::optional<SliceTuple>, std::optional<std::int64_t>>;
+                         std::optional<SliceTuple>, std::optional<std::int64_t>, std::int64_t>;
 
 std::vector<Place> places(const amct::CalibrationConfig& config) {
   std::vector<Place> result;
@@ -44,7 +44,7 @@ std::vector<Place> places(const amct::CalibrationConfig& config) {
     std::optional<SliceTuple> slice;
     if (layer.slice) slice.emplace(layer.slice->begin, layer.slice->end, layer.slice->groups);
     result.emplace_back(layer.name, std::string(amct::name_of(layer.tap)), role, slice,
-                        layer.max_position);
+                        layer.max_position, layer.sink_tokens);
   }
   return result;
 }
@@ -95,10 +95,16 @@ void bind_config(nb::module_& module) {
       .def_prop_ro("layer_names", &layer_names, "Names of the layers, in order.")
       .def(
           "places", &places,
-          "Where each layer is observed: (name, tap, role, slice, max_position), in order; a slice "
+          "Where each layer is observed: (name, tap, role, slice, max_position, sink_tokens), in order; a slice "
           "is (begin, end, groups).")
       .def("layers_without_heads", &layers_without_heads,
            "The layers whose granularity is per head, and of which the heads are not known.")
+      .def(
+          "set_sink_tokens",
+          [](amct::CalibrationConfig& config, std::int64_t tokens) {
+            for (amct::LayerConfig& layer : config.layers) layer.sink_tokens = tokens;
+          },
+          "tokens"_a, "Leave the first tokens of each sequence out in all layers.")
       .def("set_heads", &set_heads, "name"_a, "heads"_a, "Say how many heads layer `name` has.")
       .def("place", &place, "name"_a, "role"_a, "slice"_a, "tap"_a, "max_position"_a,
            "Say what layer `name` is and where it is observed. None for tap and max_position "

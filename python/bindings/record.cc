@@ -83,6 +83,7 @@ void bind_record(nb::module_& module) {
       .def_ro("per_head", &LayerRecord::per_head)
       .def_prop_ro("dst_type",
                    [](const LayerRecord& layer) { return std::string(layer.grid.name); })
+      .def_ro("sink_tokens", &LayerRecord::sink_tokens)
       .def_prop_ro("tap",
                    [](const LayerRecord& layer) { return std::string(amct::name_of(layer.tap)); })
       .def_prop_ro("role", [](const LayerRecord& layer) -> std::optional<std::string> {

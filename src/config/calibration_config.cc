@@ -139,6 +139,7 @@ Settings settings_of(const LayerConfig& layer, const AlgorithmSpec& spec) {
     if (layer.slice->groups > 1) settings.emplace_back("slice_groups", layer.slice->groups);
   }
   if (layer.max_position) settings.emplace_back("max_position", *layer.max_position);
+  if (layer.sink_tokens > 0) settings.emplace_back("sink_tokens", layer.sink_tokens);
   return settings;
 }
 

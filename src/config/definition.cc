@@ -152,6 +152,8 @@ struct Definition::Impl {
       layer.grid = grid_named(DstType_Name(given->dst_type()), "dst_type");
     if (const auto* given = first(&ProtoCalibration::has_max_position))
       layer.max_position = given->max_position();
+    if (const auto* given = first(&ProtoCalibration::has_sink_tokens))
+      layer.sink_tokens = given->sink_tokens();
     if (layer.granularity != Granularity::kPerHead) return;
     if (const auto* given = first(&ProtoCalibration::has_head_num))
       layer.head_num = given->head_num();

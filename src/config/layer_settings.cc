@@ -13,8 +13,8 @@ namespace amct {
 namespace {
 
 /// Settings of a layer that only a model's configuration can give.
-constexpr std::array<std::string_view, 5> kPlace{"tap", "role", "slice", "slice_groups",
-                                                 "max_position"};
+constexpr std::array<std::string_view, 6> kPlace{"tap", "role", "slice", "slice_groups",
+                                                 "max_position", "sink_tokens"};
 
 std::vector<std::string> names_of(const AlgorithmCatalog& catalog) {
   std::vector<std::string> names;
@@ -78,6 +78,8 @@ class Reader {
       layer.role = word<KVRole>(key, value, {{"key", KVRole::kKey}, {"value", KVRole::kValue}});
     } else if (key == "max_position") {
       layer.max_position = at_least(key, value, 0);
+    } else if (key == "sink_tokens") {
+      layer.sink_tokens = at_least(key, value, 0);
     } else if (key == "slice_groups") {
       slice_groups_ = at_least(key, value, 1);
     } else {

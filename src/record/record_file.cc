@@ -46,6 +46,7 @@ void set_factors(MapFiledEntry& entry, const LayerRecord& layer) {
   if (layer.per_head) value.set_head_num(static_cast<std::uint32_t>(layer.params.size()));
   if (layer.grid != kInt8) value.set_dst_type(std::string(layer.grid.name));
   if (layer.tap == Tap::kCache) value.set_tap(AMCTPytorchProto::cache);
+  if (layer.sink_tokens > 0) value.set_sink_tokens(static_cast<std::uint32_t>(layer.sink_tokens));
   if (layer.role && layer.role != role_in_name(layer.name)) {
     value.set_role(*layer.role == KVRole::kKey ? AMCTPytorchProto::key : AMCTPytorchProto::value);
   }
@@ -59,6 +60,7 @@ LayerRecord layer_of(const MapFiledEntry& entry, const std::string& where) {
   layer.per_head = value.has_head_num();
   layer.grid = grid_named(value.dst_type(), where + "dst_type");
   if (value.tap() == AMCTPytorchProto::cache) layer.tap = Tap::kCache;
+  layer.sink_tokens = value.sink_tokens();
   if (value.has_role())
     layer.role = value.role() == AMCTPytorchProto::value ? KVRole::kValue : KVRole::kKey;
   return layer;

@@ -74,6 +74,7 @@ LayerResult solve(const LayerConfig& config, bool with_offset, const Observer& o
   result.tap = config.tap;
   result.role = config.role;
   result.grid = config.grid;
+  result.sink_tokens = config.sink_tokens;
   result.with_offset = with_offset;
   result.batches = observer.batches();
   result.rows = observer.rows();
@@ -108,7 +109,8 @@ LayerRecord record_of(const LayerResult& result) {
           .per_head = result.granularity == Granularity::kPerHead,
           .grid = result.grid,
           .tap = result.tap,
-          .role = result.role};
+          .role = result.role,
+          .sink_tokens = result.sink_tokens};
 }
 
 }  // namespace amct

@@ -45,6 +45,9 @@ struct LayerConfig {
   /// Keys per channel at tap cache: factors hold up to this position (exclusive); 0: the positions
   /// observed alone; unset: those that the model is made for.
   std::optional<std::int64_t> max_position;
+  /// First tokens of each sequence that are left out: a cache keeps them as they are (attention
+  /// sinks; Xiao et al., "Efficient Streaming Language Models with Attention Sinks", 2023).
+  std::int64_t sink_tokens = 0;
 
   friend bool operator==(const LayerConfig&, const LayerConfig&) = default;
 };

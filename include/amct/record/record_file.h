@@ -6,6 +6,7 @@
 #include "amct/core/kv_layer.h"
 #include "amct/core/quant_params.h"
 
+#include <cstdint>
 #include <optional>
 #include <span>
 #include <string>
@@ -22,6 +23,7 @@ struct LayerRecord {
   Grid grid = kInt8;
   Tap tap = Tap::kLinear;                     ///< where the values were observed
   std::optional<KVRole> role = std::nullopt;  ///< where the record says it; see known_role()
+  std::int64_t sink_tokens = 0;  ///< first tokens of each sequence that the factors are not for
 
   /// What the record or, where it does not say it, the name says the layer is.
   std::optional<KVRole> known_role() const { return role ? role : role_in_name(name); }

@@ -24,6 +24,7 @@ struct LayerResult {
   Tap tap = Tap::kLinear;
   std::optional<KVRole> role;  ///< where the configuration says it
   Grid grid = kInt8;
+  std::int64_t sink_tokens = 0;  ///< first tokens of each sequence that were left out
   bool with_offset = true;
   std::int64_t batches = 0;         ///< batches observed
   std::int64_t rows = 0;            ///< rows (tokens) observed

@@ -7,21 +7,16 @@
 #include <cstdint>
 
 #include "kernels/code_format.h"
+#include "kernels/factor_table.h"
 
 namespace amct::kernels {
 
-/// Factors that may be read beyond the last channel of a row.
-inline constexpr std::size_t kFactorSlack = 64;
-
-/// The factors of a row: of every channel, with kFactorSlack more, or one pair for all.
+/// The factors of a row: those from `first` on for its channels, or that one for all of them.
 struct RowFactors {
-  const float* scales;   ///< positive
-  const float* offsets;  ///< whole numbers of at most kLargestOffset; not read for float formats
+  const FactorTable* table;
+  std::size_t first;
   bool per_channel;
 };
-
-/// Up to here float32 adds an offset to a rounded quotient exactly, wherever that is not clipped.
-inline constexpr std::int32_t kLargestOffset = 1 << 22;
 
 /// Rows that share their factors.
 struct Rows {

@@ -7,6 +7,8 @@
 #include <cmath>
 #include <cstddef>
 #include <cstring>
+#include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -127,8 +129,7 @@ class Codec::Work {
  private:
   /// Finds the factors; returns what a step to the next head moves in them.
   std::int64_t take_factors(const Codec& codec, const std::vector<std::int64_t>& shape) {
-    scales_ = codec.scales_.data();
-    offsets_ = codec.offsets_.data();
+    factors_ = codec.factors_.get();
     per_channel_ = codec.granularity_ == Granularity::kPerChannel;
     if (codec.granularity_ == Granularity::kPerTensor) return 0;
     const auto refuse = [&](const std::string& what) {
@@ -150,17 +151,14 @@ class Codec::Work {
 
   /// Factors of heads that lie side by side, for each channel.
   void expand(const Codec& codec) {
-    const std::int64_t channels = width_ / codec.count_;
-    for (std::int64_t head = 0; head < codec.count_; ++head) {
-      const auto i = static_cast<std::size_t>(head);
-      const auto channels_of_head = static_cast<std::size_t>(channels);
-      expanded_scales_.insert(expanded_scales_.end(), channels_of_head, codec.scales_[i]);
-      expanded_offsets_.insert(expanded_offsets_.end(), channels_of_head, codec.offsets_[i]);
+    const auto channels = static_cast<std::size_t>(width_ / codec.count_);
+    std::vector<float> scales;
+    std::vector<float> offsets;
+    for (std::size_t head = 0; std::cmp_less(head, codec.count_); ++head) {
+      scales.insert(scales.end(), channels, codec.factors_->scales()[head]);
+      offsets.insert(offsets.end(), channels, codec.factors_->offsets()[head]);
     }
-    expanded_scales_.resize(expanded_scales_.size() + kernels::kFactorSlack, 1.0F);
-    expanded_offsets_.resize(expanded_offsets_.size() + kernels::kFactorSlack, 0.0F);
-    scales_ = expanded_scales_.data();
-    offsets_ = expanded_offsets_.data();
+    factors_ = &expanded_.emplace(scales, offsets);
     per_channel_ = true;
   }
 
@@ -202,7 +200,7 @@ class Codec::Work {
       place.values += channel * channel_stride_;
       place.codes += code_bytes(channel);
       if (per_channel_) place.factors += channel;
-      run(RowFactors{scales_ + place.factors, offsets_ + place.factors, per_channel_},
+      run(RowFactors{factors_, static_cast<std::size_t>(place.factors), per_channel_},
           Rows{.count = static_cast<std::size_t>(here),
                .width = static_cast<std::size_t>(std::min(piece, width_ - channel)),
                .value_stride = rows_.values,
@@ -220,11 +218,9 @@ class Codec::Work {
   std::int64_t channel_stride_;
   Axis rows_{1, 0, 0, 0};
   std::vector<Axis> axes_;
-  const float* scales_ = nullptr;
-  const float* offsets_ = nullptr;
+  const kernels::FactorTable* factors_ = nullptr;
+  std::optional<kernels::FactorTable> expanded_;
   bool per_channel_ = false;
-  std::vector<float> expanded_scales_;
-  std::vector<float> expanded_offsets_;
 };
 
 Codec::Codec(const Grid& grid, std::span<const QuantParams> params, Granularity granularity,
@@ -235,6 +231,8 @@ Codec::Codec(const Grid& grid, std::span<const QuantParams> params, Granularity 
       count_(static_cast<std::int64_t>(params.size())) {
   if (params.empty() || (granularity == Granularity::kPerTensor && params.size() != 1))
     throw ValueError(count_of(count_, granularity) + " say nothing; one or more are needed");
+  std::vector<float> scales;
+  std::vector<float> offsets;
   for (const QuantParams& pair : params) {
     if (!std::isfinite(pair.scale) || pair.scale <= 0)
       throw ValueError("scale " + std::to_string(pair.scale) + " is not positive and finite");
@@ -242,11 +240,10 @@ Codec::Codec(const Grid& grid, std::span<const QuantParams> params, Granularity 
       throw ValueError("offset " + std::to_string(pair.offset) + " lies beyond 2^22");
     if (grid_->is_float() && pair.offset != 0)
       throw ValueError(std::string(grid_->name) + " has no offsets");
-    scales_.push_back(pair.scale);
-    offsets_.push_back(static_cast<float>(pair.offset));
+    scales.push_back(pair.scale);
+    offsets.push_back(static_cast<float>(pair.offset));
   }
-  scales_.resize(scales_.size() + kernels::kFactorSlack, 1.0F);
-  offsets_.resize(offsets_.size() + kernels::kFactorSlack, 0.0F);
+  factors_ = std::make_shared<kernels::FactorTable>(scales, offsets);
 }
 
 std::int64_t Codec::row_bytes(std::int64_t channels) const {

@@ -8,10 +8,15 @@
 #include "amct/core/tensor_view.h"
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
 namespace amct {
+
+namespace kernels {
+class FactorTable;
+}
 
 /// Where a tensor has its heads, which factors per channel and per head go by.
 enum class HeadLayout : std::uint8_t {
@@ -92,9 +97,8 @@ class Codec {
   const Grid* grid_;
   Granularity granularity_;
   HeadLayout layout_;
-  std::int64_t count_;         // of factors
-  std::vector<float> scales_;  // with what kernels may read beyond
-  std::vector<float> offsets_;
+  std::int64_t count_;  // of factors
+  std::shared_ptr<const kernels::FactorTable> factors_;
 };
 
 }  // namespace amct

@@ -81,11 +81,14 @@ void WithTypes(DType dtype, bool per_channel, Run run) {
   };
   switch (dtype) {
     case DType::kFloat32:
-      return with_granularity(std::integral_constant<DType, DType::kFloat32>());
+      with_granularity(std::integral_constant<DType, DType::kFloat32>());
+      break;
     case DType::kFloat16:
-      return with_granularity(std::integral_constant<DType, DType::kFloat16>());
+      with_granularity(std::integral_constant<DType, DType::kFloat16>());
+      break;
     case DType::kBFloat16:
-      return with_granularity(std::integral_constant<DType, DType::kBFloat16>());
+      with_granularity(std::integral_constant<DType, DType::kBFloat16>());
+      break;
   }
 }
 

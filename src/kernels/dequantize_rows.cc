@@ -164,11 +164,14 @@ void Dequantize(const CodeFormat& format, const RowFactors& factors, const Rows&
                 const std::uint8_t* codes, std::byte* values) {
   switch (format.kind) {
     case Kind::kInt8:
-      return DecodeKind<Kind::kInt8>(format, factors, rows, dtype, codes, values);
+      DecodeKind<Kind::kInt8>(format, factors, rows, dtype, codes, values);
+      break;
     case Kind::kInt4:
-      return DecodeKind<Kind::kInt4>(format, factors, rows, dtype, codes, values);
+      DecodeKind<Kind::kInt4>(format, factors, rows, dtype, codes, values);
+      break;
     case Kind::kFloat:
-      return DecodeKind<Kind::kFloat>(format, factors, rows, dtype, codes, values);
+      DecodeKind<Kind::kFloat>(format, factors, rows, dtype, codes, values);
+      break;
   }
 }
 

@@ -206,11 +206,14 @@ void Quantize(const CodeFormat& format, const RowFactors& factors, const Rows& r
               const std::byte* values, std::uint8_t* codes) {
   switch (format.kind) {
     case Kind::kInt8:
-      return EncodeKind<Kind::kInt8>(format, factors, rows, dtype, values, codes);
+      EncodeKind<Kind::kInt8>(format, factors, rows, dtype, values, codes);
+      break;
     case Kind::kInt4:
-      return EncodeKind<Kind::kInt4>(format, factors, rows, dtype, values, codes);
+      EncodeKind<Kind::kInt4>(format, factors, rows, dtype, values, codes);
+      break;
     case Kind::kFloat:
-      return EncodeKind<Kind::kFloat>(format, factors, rows, dtype, values, codes);
+      EncodeKind<Kind::kFloat>(format, factors, rows, dtype, values, codes);
+      break;
   }
 }
 

@@ -114,7 +114,10 @@ class Codec::Work {
     };
     const std::int64_t units = lines * pieces;
     const std::int64_t grain = std::max<std::int64_t>(1, kTask / std::min(width_, piece));
-    if (units <= grain) return part(0, units);
+    if (units <= grain) {
+      part(0, units);
+      return;
+    }
     tbb::parallel_for(
         tbb::blocked_range<std::int64_t>(0, units, static_cast<std::size_t>(grain)),
         [&](const tbb::blocked_range<std::int64_t>& range) { part(range.begin(), range.end()); });
@@ -165,7 +168,7 @@ class Codec::Work {
   /// Makes runs as long as they get, then rows of equally distant ones.
   void join() {
     const bool packed = format_.kind == CodeFormat::Kind::kInt4;
-    while (!axes_.empty() && !is_gathered() && !(packed && width_ % 2 != 0)) {
+    while (!axes_.empty() && !is_gathered() && (!packed || width_ % 2 == 0)) {
       const Axis& axis = axes_.back();
       if (axis.values != width_ * element_ || axis.codes != code_bytes(width_)) break;
       if (axis.factors != (per_channel_ ? width_ : 0)) break;
@@ -262,8 +265,10 @@ void Codec::quantize(const TensorView& x, const MutableCodesView& codes) const {
   work.for_each([&](const RowFactors& factors, const Rows& rows, const Place& place) {
     const std::byte* from = values + place.values;
     std::uint8_t* to = codes.data + place.codes;
-    if (!work.is_gathered())
-      return kernels::quantize_rows(work.format(), factors, rows, x.dtype, from, to);
+    if (!work.is_gathered()) {
+      kernels::quantize_rows(work.format(), factors, rows, x.dtype, from, to);
+      return;
+    }
     alignas(64) std::array<std::byte, Work::kGathered * sizeof(float)> gathered;
     const std::size_t size = size_of(x.dtype);
     for (std::size_t row = 0; row < rows.count; ++row) {

@@ -296,7 +296,8 @@ TEST(CodecTest, TensorsThatDoNotFit) {
   expect_error<ValueError>([&] { rows.quantize(x({3, 8})); }, {"6 factors per_head", "8 channels"});
 
   std::vector<std::uint8_t> bytes(24);
-  const auto quantize = [&](std::vector<std::int64_t> shape, std::vector<std::int64_t> strides) {
+  const auto quantize = [&](const std::vector<std::int64_t>& shape,
+                            const std::vector<std::int64_t>& strides) {
     return [&, shape, strides] { rows.quantize(x({4, 6}), {bytes.data(), shape, strides}); };
   };
   expect_error<ValueError>(quantize({4, 5}, {5, 1}), {"codes of shape [4, 5]", "[4, 6]"});

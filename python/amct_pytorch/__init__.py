@@ -12,8 +12,8 @@ The three calls of the interface::
 The factors are those of INT8 storage with a subtracted offset:
 ``q = clamp(round(x / scale) + offset, -128, 127)`` and ``x' = (q - offset) * scale``.
 
-`StaticQuantizedCache` and `FakeQuantizedCache` are caches for transformers, which is loaded when one of them is
-asked for.
+`StaticQuantizedCache` and `FakeQuantizedCache` are caches for transformers, which is loaded when one of them
+is asked for.
 
 Messages go through the logger ``amct_pytorch``.
 """

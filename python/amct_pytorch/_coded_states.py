@@ -85,7 +85,10 @@ class StatesCodec:
         return CodedStates(self, kept, copies, buffer, 0, rest.shape[2])
 
     def decode(self, codes: torch.Tensor, out: torch.Tensor) -> None:
-        """Write what codes ``[batch, heads, tokens, bytes]`` stand for ``[batch, heads, tokens, head_dim]``."""
+        """Write what codes ``[batch, heads, tokens, bytes]`` stand for.
+
+        `out` is ``[batch, heads, tokens, head_dim]`` and has the type of the states.
+        """
         if _has_kernels(out):
             self._kernels.dequantize(codes, out)
             return

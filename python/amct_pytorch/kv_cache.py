@@ -65,9 +65,9 @@ def stored_layers(
     Raises
     ------
     ValueError
-        The record lacks a layer of the model, or has one that the model does not, or an unknown `missing`. The
-        model has no such layers, or several attention modules for one index of the cache, as
-        encoder-decoder models do.
+        The record lacks a layer of the model, or has one that the model does not. The model has no such
+        layers, or several attention modules for one index of the cache, as encoder-decoder models do. An
+        unknown `missing`.
     """
     if missing not in ("error", "keep"):
         raise ValueError(f"missing must be 'error' or 'keep', not {missing!r}")
@@ -99,8 +99,8 @@ def stored_layers(
         index = index if isinstance(index, int) else ordinal
         if index in owners:
             raise ValueError(
-                f"'{owners[index]}' and '{key.attention}' of {type(model).__name__} have caches of their own, "
-                "which one record cannot be given to; use fake_quantized(model, record, tap='cache')"
+                f"'{owners[index]}' and '{key.attention}' of {type(model).__name__} are one layer of a cache "
+                "each, of two caches; use fake_quantized(model, record, tap='cache')"
             )
         owners[index] = key.attention
         pair = stored(key), stored(value)

@@ -35,17 +35,17 @@ class CacheMemory:
 class StaticQuantizedCache(RecordedCache):
     """A `DynamicCache` that stores the codes of keys and values, by the factors of a record.
 
-    Codes take one byte an element, of INT4 half a byte (rows of an odd number of channels begin at a byte each).
-    An update stores the codes of the new tokens and returns the tensors that all codes stand for, in the
-    type of the states; attention is computed from these, so a step takes their memory for one layer at a
-    time. On the CPU the kernels of the C++ core make and read the codes, elsewhere torch's operations do, to
-    the same bits. No gradients flow through it.
+    Codes take a byte an element, those of INT4 half a byte; where a head has an odd number of channels, the
+    last one of each token takes a byte. An update stores the codes of the new tokens and returns the tensors
+    that all codes stand for, in the type of the states. Attention is computed from these, so a step takes
+    their memory for one layer at a time. On the CPU the kernels of the C++ core make and read the codes,
+    elsewhere torch's operations do, to the same bits. No gradients flow through it.
 
     Whatever takes a `DynamicCache` takes it, as `generate` with every way of decoding: greedy, sampling, beam
-    search, assisted decoding and prompt lookup, chunks of a prompt, an earlier cache. Each layer has the kind
-    of the model's own cache, as sliding windows and states of hybrid models have. ``cache.layers[i].keys`` gives
-    what is stored in the place of a tensor; its `codes` are a view of the codes, its ``dequantize()`` is the
-    tensor.
+    search, assisted decoding and prompt lookup, chunks of a prompt, an earlier cache. Each layer is of the
+    kind that the model's own cache has, for sliding windows and for the states of hybrid models.
+    ``cache.layers[i].keys`` is a `CodedStates` in the place of a tensor: `codes` is a view of its codes,
+    ``dequantize()`` the tensor.
 
     Parameters
     ----------
@@ -55,9 +55,9 @@ class StaticQuantizedCache(RecordedCache):
         A decoder whose key and value projections `find_kv_layers` finds in layer order.
     sink_tokens : int
         How many tokens of each sequence are stored as they are: the first ones, which attention looks at
-        whatever they say ("Efficient Streaming Language Models with Attention Sinks", Xiao et al., 2023). They are
-        the first that are stored, which are padding where a batch is padded on the left. Where a window has
-        slid beyond them they are gone, as they are from the model's own cache.
+        whatever they say ("Efficient Streaming Language Models with Attention Sinks", Xiao et al., 2023).
+        They are the first that are stored, which are padding where a batch is padded on the left. Where a
+        window has slid beyond them they are gone, as they are from the model's own cache.
     missing : {'error', 'keep'}
         What layers are that the record does not name: an error, or stored as they are.
 

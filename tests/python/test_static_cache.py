@@ -140,9 +140,8 @@ def test_codes_do_not_depend_on_the_device(
     # Heads of 9 channels do not fill the bytes of INT4.
     codec = _coded_states.StatesCodec("layer", _factors(2, 9, granularity, dst_type), 18)
     x = torch.randn(2, 5, 2, 9).transpose(1, 2) * 2
-    x[0, 0, 0] = torch.tensor(
-        [float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1e38, -1e38, 1e-40, 0.015]
-    )
+    nan, infinity = float("nan"), float("inf")
+    x[0, 0, 0] = torch.tensor([nan, infinity, -infinity, 0.0, -0.0, 1e38, -1e38, 1e-40, 0.015])
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         by_kernels = codec.coded(x.to(dtype))
         with monkeypatch.context() as patch:
@@ -187,6 +186,40 @@ def test_generate(kind: str, mode: str) -> None:
         results.append(cache.get_seq_length())
     assert torch.equal(results[2], results[0])
     assert results[3] == results[1]
+
+
+def _falcon_h1() -> Any:
+    """A model whose layers have keys, values and states of a recurrent part."""
+    torch.manual_seed(0)
+    config = transformers.FalconH1Config(
+        hidden_size=32,
+        intermediate_size=32,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_hidden_layers=2,
+        vocab_size=64,
+        pad_token_id=0,
+        mamba_d_ssm=32,
+        mamba_n_heads=4,
+        mamba_d_head=8,
+        mamba_n_groups=1,
+        mamba_d_state=8,
+        mamba_chunk_size=8,
+    )
+    return transformers.FalconH1ForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("mode", ["greedy", "beams", "chunks"])
+@pytest.mark.parametrize("family", ["jamba", "falcon_h1"])
+def test_generate_with_states_beside(family: str, mode: str) -> None:
+    model: Any = tiny(family) if family in FAMILIES else _falcon_h1()
+    record = _record(model)
+    ids = _ids(batch=1 if mode == "chunks" else 2) % 31 + 1
+    caches = [make(record, model) for make in (FakeQuantizedCache, StaticQuantizedCache)]
+    tokens = [model.generate(ids, **{CACHE: cache}, max_new_tokens=6, **MODES[mode]) for cache in caches]
+    assert torch.equal(*tokens)
+    assert [type(layer) for layer in caches[1].layers] == [type(layer) for layer in caches[0].layers]
+    assert caches[1].memory().unquantized == 4 * caches[1].memory().stored
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3"])
@@ -392,7 +425,7 @@ def test_codes_are_tensors_to_all_others() -> None:
         x.zero_()
 
 
-def test_it_goes_into_an_encoder_decoder_cache_for_decoders_alone() -> None:
+def test_encoder_decoder_models_have_two_caches() -> None:
     model = tiny("t5")
     with pytest.raises(ValueError, match=r"SelfAttention' and '.*EncDecAttention'.*fake_quantized"):
         StaticQuantizedCache(_record(model), model)

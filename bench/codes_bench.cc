@@ -78,7 +78,7 @@ class Stored {
     const bool one = of.granularity == Granularity::kPerTensor;
     std::vector<QuantParams> params(one ? 1 : kHeads * kHeadDim);
     for (std::size_t i = 0; i < params.size(); ++i) {
-      const float width = of.grid->bits == 4 ? 0.5F : 0.03F;
+      const float width = of.grid->bits == 4 ? 0.517F : 0.0317F;  // divides few values exactly
       params[i] = {width + 1e-5F * static_cast<float>(i), of.grid->is_float() ? 0 : 1};
     }
     return params;

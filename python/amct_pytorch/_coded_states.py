@@ -76,13 +76,17 @@ class StatesCodec:
         """
         states = states.detach()
         copies = copies_of_heads(states, self.name, self._channels)
-        heads = states[:, ::copies]
-        self._check(*heads.shape[1::2])
-        rest = heads[:, :, exact:]
-        buffer = _Buffer.empty(self, rest, rest.shape[2])
+        # A step of decoding takes about as long as these few calls, so those that do nothing are left out.
+        heads = states if copies == 1 else states[:, ::copies]
+        batch, count, tokens, head_dim = heads.shape
+        self._check(count, head_dim)
+        exact = min(exact, tokens)
+        rest = heads if exact == 0 else heads[:, :, exact:]
+        buffer = _Buffer.empty(self, rest)
         self._encode(rest, buffer.codes)
-        kept = heads[:, :, : min(exact, heads.shape[2])].clone()
-        return CodedStates(self, kept, copies, buffer, 0, rest.shape[2])
+        # No view: it would keep the memory of all states.
+        kept = heads.new_empty((batch, count, 0, head_dim)) if exact == 0 else heads[:, :, :exact].clone()
+        return CodedStates(self, kept, copies, buffer, 0, tokens - exact)
 
     def decode(self, codes: torch.Tensor, out: torch.Tensor) -> None:
         """Write what codes ``[batch, heads, tokens, bytes]`` stand for.
@@ -136,9 +140,9 @@ class _Buffer:
         self.parts: weakref.WeakSet[CodedStates] = weakref.WeakSet()
 
     @classmethod
-    def empty(cls, codec: StatesCodec, states: torch.Tensor, tokens: int) -> _Buffer:
-        """A buffer for `tokens` tokens of states that have other sizes as `states`."""
-        batch, heads, _, head_dim = states.shape
+    def empty(cls, codec: StatesCodec, states: torch.Tensor) -> _Buffer:
+        """A buffer for as many codes as there are states."""
+        batch, heads, tokens, head_dim = states.shape
         with torch.inference_mode(False):  # a tensor of inference mode could not be written to outside of it
             return cls(
                 torch.empty(
@@ -230,7 +234,11 @@ class CodedStates:
     def dequantize(self) -> torch.Tensor:
         """The tensor they stand for, newly made."""
         batch, heads, exact, head_dim = self.exact.shape
-        tokens = self.shape[2]
+        tokens = exact + self.end - self.begin
+        if self.copies == 1 and exact == 0:
+            out = torch.empty((batch, heads, tokens, head_dim), dtype=self.dtype, device=self.device)
+            self.codec.decode(self.codes, out)
+            return out
         out = torch.empty((batch, heads, self.copies, tokens, head_dim), dtype=self.dtype, device=self.device)
         for copy in out.unbind(2):
             if exact > 0:

@@ -11,14 +11,13 @@ import pytest
 import torch
 
 transformers = pytest.importorskip("transformers")
-from amct_pytorch import _coded_states  # noqa: E402
+from amct_pytorch import _coded_states, _core  # noqa: E402
 from amct_pytorch._coded_states import CodedStates  # noqa: E402
-from amct_pytorch._formats import grid_of  # noqa: E402
 from amct_pytorch.kv_cache import FakeQuantizedCache  # noqa: E402
 from amct_pytorch.static_cache import StaticQuantizedCache  # noqa: E402
 from families import CACHE, ENCODER_DECODERS, ENCODERS, FAMILIES, inputs, tiny  # noqa: E402
+from helpers import spread_factors  # noqa: E402
 
-FORMATS = ["INT8", "INT4", "FP8_E4M3", "FP8_E5M2", "FP8_E4M3FNUZ", "FP8_E5M2FNUZ", "HIF8"]
 Records = dict[str, amct.KVFactors]
 
 
@@ -30,22 +29,12 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     return str(request.param)
 
 
-def _factors(heads: int, head_dim: int, granularity: str, dst_type: str) -> amct.KVFactors:
-    """Factors that no two channels share, and that clip some values."""
-    count = {"per_tensor": 1, "per_head": heads}.get(granularity, heads * head_dim)
-    scale = torch.linspace(0.01, 0.02, count) * (6 if dst_type == "INT4" else 1)
-    offset = torch.arange(count, dtype=torch.int32) % 5 - 2
-    if grid_of(dst_type).is_float:
-        offset = torch.zeros_like(offset)
-    return amct.KVFactors(scale, offset, granularity == "per_head", dst_type)
-
-
 def _record(model: Any, granularity: str = "per_channel", dst_type: str = "INT8") -> Records:
     record = {}
     for layer in amct.find_kv_layers(model):
         assert layer.heads is not None
         assert layer.head_dim is not None
-        record[layer.name] = _factors(layer.heads, layer.head_dim, granularity, dst_type)
+        record[layer.name] = spread_factors(layer.heads, layer.head_dim, granularity, dst_type)
     return record
 
 
@@ -117,7 +106,7 @@ def test_logits_are_those_of_rounded_states(family: str, granularity: str) -> No
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("dst_type", FORMATS)
+@pytest.mark.parametrize("dst_type", _core.grid_names())
 def test_every_format_and_type(dst_type: str, dtype: torch.dtype, path: str) -> None:
     model = _llama(head_dim=10).to(dtype)
     record = _record(model, "per_channel", dst_type)
@@ -130,27 +119,6 @@ def test_every_format_and_type(dst_type: str, dtype: torch.dtype, path: str) -> 
     assert codes.dtype == (torch.int8 if dst_type == "INT8" else torch.uint8)
     assert codes.shape == (2, 2, 8, 5 if dst_type == "INT4" else 10)
     assert stored.layers[0].keys.dtype == dtype
-
-
-@pytest.mark.parametrize("granularity", ["per_tensor", "per_head", "per_channel"])
-@pytest.mark.parametrize("dst_type", FORMATS)
-def test_codes_do_not_depend_on_the_device(
-    dst_type: str, granularity: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Heads of 9 channels do not fill the bytes of INT4.
-    codec = _coded_states.StatesCodec("layer", _factors(2, 9, granularity, dst_type), 18)
-    x = torch.randn(2, 5, 2, 9).transpose(1, 2) * 2
-    nan, infinity = float("nan"), float("inf")
-    x[0, 0, 0] = torch.tensor([nan, infinity, -infinity, 0.0, -0.0, 1e38, -1e38, 1e-40, 0.015])
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        by_kernels = codec.coded(x.to(dtype))
-        with monkeypatch.context() as patch:
-            patch.setattr(_coded_states, "_has_kernels", lambda _: False)
-            by_torch = codec.coded(x.to(dtype))
-            read = by_torch.dequantize()
-        assert torch.equal(by_kernels.codes, by_torch.codes)
-        assert torch.equal(by_kernels.dequantize(), read)
-        assert read.isfinite().all()
 
 
 MODES: dict[str, dict[str, Any]] = {
@@ -371,58 +339,6 @@ def test_memory_of_8k_tokens(dst_type: str, ratio: int) -> None:
 def _coded(cache: Any) -> Iterator[Any]:
     for layer in cache.layers:
         yield from (layer.keys, layer.values)
-
-
-def test_copies_grow_with_the_tokens_alone() -> None:
-    """Decoding copies codes only where a buffer is full, and what was read stays as it is."""
-    model = _llama(num_hidden_layers=1)
-    cache = StaticQuantizedCache(_record(model), model)
-    copied, addresses = 0, set()
-    first = cache.update(torch.ones(1, 2, 1, 8), torch.ones(1, 2, 1, 8), 0)[0]
-    for tokens in range(2, 3000):
-        states = torch.full((1, 2, 1, 8), tokens / 1000)
-        cache.update(states, states, 0)
-        keys: Any = cache.layers[0].keys
-        address = keys.buffer.codes.data_ptr()
-        copied += 0 if address in addresses else tokens
-        addresses.add(address)
-    assert copied < 17 * 3000
-    assert torch.equal(first, cache.layers[0].keys[:, :, :1].dequantize())
-
-
-def test_parts_of_a_buffer_do_not_overwrite_each_other() -> None:
-    codec = _coded_states.StatesCodec("layer", _factors(2, 8, "per_channel", "INT8"), 16)
-    x = codec.coded(torch.randn(1, 2, 6, 8))
-    x = torch.cat([x, codec.coded(torch.randn(1, 2, 1, 8))], dim=-2)  # with room now
-    whole = x.dequantize()
-    cropped = x[..., :-3, :]
-    assert cropped.buffer is x.buffer
-    more = torch.cat([cropped, torch.ones(1, 2, 2, 8)], dim=-2)
-    assert more.buffer is not x.buffer
-    assert torch.equal(x.dequantize(), whole)
-    assert torch.equal(more[:, :, :4].dequantize(), whole[:, :, :4])
-    del x, more
-    more = torch.cat([cropped, torch.ones(1, 2, 2, 8)], dim=-2)
-    assert more.buffer is cropped.buffer
-
-
-def test_codes_are_tensors_to_all_others() -> None:
-    codec = _coded_states.StatesCodec("layer", _factors(2, 8, "per_channel", "INT8"), 16)
-    x: Any = codec.coded(torch.randn(2, 2, 6, 8))
-    tensor = x.dequantize()
-    assert (x.shape, x.dtype, x.device, x.numel()) == (tensor.shape, tensor.dtype, tensor.device, 192)
-    assert torch.equal(torch.matmul(tensor, x.transpose(2, 3)), tensor @ tensor.transpose(2, 3))
-    assert torch.equal(torch.cat([x, x], dim=0), torch.cat([tensor, tensor], dim=0))
-    assert torch.equal(torch.cat([tensor, x], dim=2), torch.cat([tensor, tensor], dim=2))
-    for key in (0, (0, 1), (..., 0), (slice(None), 1), (slice(None), slice(None), slice(0, 6, 2))):
-        assert torch.equal(x[key], tensor[key])
-    for key in ((..., slice(2, 5), slice(None)), (slice(None), slice(None), slice(-3, None)), (slice(None),)):
-        assert torch.equal(torch.as_tensor(x[key].cpu()), tensor[key])
-    assert torch.equal(x.index_select(2, torch.tensor([3])), tensor[:, :, 3:4])
-    assert torch.equal(x.repeat_interleave(2, dim=1), tensor.repeat_interleave(2, dim=1))
-    assert "layer" in repr(x)
-    with pytest.raises(AttributeError, match="zero_"):
-        x.zero_()
 
 
 def test_encoder_decoder_models_have_two_caches() -> None:

@@ -39,12 +39,13 @@ void search_all(const Observer& observer, const Algorithm& algorithm) {
   if (algorithm.search_range != nullptr) {
     for (std::size_t group = 0; group < observer.groups(); ++group) {
       const ValueRange range = observer.range(group);
-      benchmark::DoNotOptimize(algorithm.search_range(range.min, range.max, true, options));
+      benchmark::DoNotOptimize(
+          algorithm.search_range(range.min, range.max, {kInt8, true}, options));
     }
     return;
   }
   observer.visit([&](std::size_t, const ValueCounts& values) {
-    benchmark::DoNotOptimize(algorithm.search(values, true, options));
+    benchmark::DoNotOptimize(algorithm.search(values, {kInt8, true}, options));
   });
 }
 
@@ -69,7 +70,7 @@ void search_alone(benchmark::State& state, DType dtype, Granularity granularity,
   const OptionMap options = algorithm.spec.defaults();
   for (auto _ : state) {
     observer.visit([&](std::size_t, const ValueCounts& values) {
-      benchmark::DoNotOptimize(algorithm.search(values, true, options));
+      benchmark::DoNotOptimize(algorithm.search(values, {kInt8, true}, options));
     });
   }
 }

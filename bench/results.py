@@ -29,7 +29,8 @@ class Benchmark:
     """One benchmark; of several repetitions, the median.
 
     `real_time` is that of one iteration in ns, `ns_per_element` is real time, too, and `read_passes` is
-    the multiple of the time that one core needs to read the same bytes once.
+    the multiple of the time that one core needs to read the same bytes once, or, for codes, that all cores
+    need to copy as many.
     """
 
     name: str

@@ -5,7 +5,8 @@
 
 The console of Google Benchmark writes the counters in seconds; here `ns/element` is in ns. `read passes` is
 the multiple of the time that one core took to read the same bytes in the same run: it says more than ns on a
-machine that others use, too. `target` is that of issue 4 (ns an element to calibrate, ms to search).
+machine that others use, too. Of `quantize` and `dequantize` it is the multiple of a copy by all threads that
+reads and writes as many bytes. `target` is that of issue 4 (ns an element to calibrate, ms to search).
 
 Exit status: 0, or 2 where the file is no result of a benchmark.
 """

@@ -12,8 +12,16 @@ The three calls of the interface::
 The factors are those of INT8 storage with a subtracted offset:
 ``q = clamp(round(x / scale) + offset, -128, 127)`` and ``x' = (q - offset) * scale``.
 
+`StaticQuantizedCache` and `FakeQuantizedCache` are caches for transformers, which is loaded when one of them
+is asked for.
+
 Messages go through the logger ``amct_pytorch``.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from amct_pytorch._cache_tap import observe_cache
 from amct_pytorch._core import LayerResult, NonFiniteError, __version__
@@ -30,6 +38,16 @@ from amct_pytorch.discovery import KVLayer, find_kv_layers
 from amct_pytorch.fake_quant import fake_quantize, fake_quantized
 from amct_pytorch.nn.module.quantization.quant_calibration_op import QuantCalibrationOp
 from amct_pytorch.record import KVFactors, read_record
+
+if TYPE_CHECKING:
+    from amct_pytorch.kv_cache import FakeQuantizedCache as FakeQuantizedCache
+    from amct_pytorch.static_cache import StaticQuantizedCache as StaticQuantizedCache
+
+# Not in __all__: `from amct_pytorch import *` would load transformers.
+_NEEDS_TRANSFORMERS = {
+    "FakeQuantizedCache": "amct_pytorch.kv_cache",
+    "StaticQuantizedCache": "amct_pytorch.static_cache",
+}
 
 __all__ = [
     "CalibrationRun",
@@ -52,3 +70,13 @@ __all__ = [
     "remove_quant_cali",
     "solve_counts",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NEEDS_TRANSFORMERS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_NEEDS_TRANSFORMERS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_NEEDS_TRANSFORMERS})

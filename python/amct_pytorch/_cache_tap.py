@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from amct_pytorch._cache_watch import LATENT_NORM, CacheWatch, copies_of_heads
+from amct_pytorch._cache_watch import LATENT_NORM, CacheWatch, copies_of_heads, stored_channels
 from amct_pytorch._device import DeviceLayers
 from amct_pytorch._graphs import outside_graphs
 from amct_pytorch._log import logger
@@ -142,7 +142,7 @@ class CacheTap(Tap):
                 f"layer '{place.name}': what goes into the cache must be a tensor of 4 dimensions "
                 f"(batch, heads, tokens, head_dim), not {shape}"
             )
-        copies = copies_of_heads(states, place.name, self._places[place], place.slice)
+        copies = copies_of_heads(states, place.name, stored_channels(self._places[place], place.slice))
         keys = states[:, ::copies].transpose(1, 2)
         rows = self._padding.rows_of(place, keys)
         if rows is not None and len(rows) == 0:

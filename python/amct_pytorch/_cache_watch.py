@@ -123,9 +123,12 @@ def is_latent(attention: torch.nn.Module) -> bool:
     return isinstance(getattr(attention, LATENT_NORM, None), torch.nn.Module)
 
 
-def copies_of_heads(
-    states: torch.Tensor, name: str, module: torch.nn.Module, part: ChannelSlice | None
-) -> int:
+def stored_channels(module: torch.nn.Module, part: ChannelSlice | None) -> int | None:
+    """The channels of a layer, its projection `module` or the `part` of it, where they are known."""
+    return part.channels if part is not None else out_features(module)
+
+
+def copies_of_heads(states: torch.Tensor, name: str, channels: int | None) -> int:
     """How often a cache holds each head of a layer: Falcon stores a head once for each of its queries.
 
     Parameters
@@ -134,17 +137,14 @@ def copies_of_heads(
         What is stored, ``[batch, heads, tokens, head_dim]``; copies of a head lie side by side.
     name : str
         The layer.
-    module : torch.nn.Module
-        Its projection.
-    part : ChannelSlice or None
-        Its part of the projection.
+    channels : int or None
+        The channels that it has, see `stored_channels`.
 
     Raises
     ------
     RuntimeError
         What is stored is not what the projection puts out.
     """
-    channels = part.channels if part is not None else out_features(module)
     stored = states.shape[1] * states.shape[3]
     if channels is None:
         return 1

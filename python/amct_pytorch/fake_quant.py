@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from amct_pytorch._cache_watch import CacheWatch, copies_of_heads
+from amct_pytorch._cache_watch import CacheWatch, copies_of_heads, stored_channels
 from amct_pytorch._formats import grid_of, rounded
 from amct_pytorch._projection import ChannelSlice, channels_last
 from amct_pytorch.discovery import KVLayer, find_kv_layers
@@ -49,7 +49,7 @@ def fake_quantize(x: torch.Tensor, factors: KVFactors) -> torch.Tensor:
 
 
 def fake_quantize_states(
-    states: torch.Tensor, factors: KVFactors, layer: KVLayer, projection: torch.nn.Module
+    states: torch.Tensor, factors: KVFactors, name: str, channels: int | None
 ) -> torch.Tensor:
     """Round what goes into a cache.
 
@@ -59,10 +59,10 @@ def fake_quantize_states(
         ``[batch, heads, tokens, head_dim]``.
     factors : KVFactors
         Per tensor, or per channel of the layer.
-    layer : KVLayer
+    name : str
         The layer they are of.
-    projection : torch.nn.Module
-        Its module.
+    channels : int or None
+        The channels that it has, see `stored_channels`.
 
     Returns
     -------
@@ -76,7 +76,7 @@ def fake_quantize_states(
     RuntimeError
         The states are not those of the layer.
     """
-    copies = copies_of_heads(states, layer.name, projection, layer.slice)
+    copies = copies_of_heads(states, name, channels)
     tokens_first = states[:, ::copies].transpose(1, 2)
     stored = fake_quantize(tokens_first.flatten(2), factors).view(tokens_first.shape).transpose(1, 2)
     return stored if copies == 1 else stored.repeat_interleave(copies, dim=1)
@@ -194,7 +194,9 @@ def _quantize_at_cache(
     def rounded(role: str, states: torch.Tensor) -> torch.Tensor:
         if role not in layers:
             return states
-        return fake_quantize_states(states, *layers[role], projections[role])
+        factors, layer = layers[role]
+        channels = stored_channels(projections[role], layer.slice)
+        return fake_quantize_states(states, factors, layer.name, channels)
 
     def check(had_cache: bool) -> None:
         if not had_cache:

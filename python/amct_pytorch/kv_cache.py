@@ -1,26 +1,131 @@
-"""A transformers cache that stores what an INT8 cache would give back. Needs transformers."""
+"""Transformers caches that quantize by a record what is stored in them. Needs transformers."""
 
 from __future__ import annotations
 
 import inspect
 import os
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from transformers import DynamicCache
 
-from amct_pytorch._cache_watch import is_latent
+from amct_pytorch._cache_watch import is_latent, stored_channels
 from amct_pytorch.discovery import KVLayer, find_kv_layers
 from amct_pytorch.fake_quant import fake_quantize_states, load_factors, refuse_foreign
 from amct_pytorch.record import KVFactors
 
+Record = str | os.PathLike[str] | Mapping[str, KVFactors]
 
-class FakeQuantizedCache(DynamicCache):
+
+@dataclass(frozen=True)
+class StoredLayer:
+    """A layer whose states a cache quantizes.
+
+    Attributes
+    ----------
+    name : str
+        The layer.
+    factors : KVFactors
+        Its factors.
+    channels : int or None
+        The channels that it has, where they are known.
+    """
+
+    name: str
+    factors: KVFactors
+    channels: int | None
+
+
+# What the two arguments of a cache's update are quantized by; None: they stay as they are.
+StoredPair = tuple[StoredLayer | None, StoredLayer | None]
+
+
+def stored_layers(
+    record: Record, model: torch.nn.Module, missing: Literal["error", "keep"] = "error"
+) -> dict[int, StoredPair]:
+    """Match a record with the layers of a model's cache.
+
+    Parameters
+    ----------
+    record : str or mapping of str to KVFactors
+        A record file, or what `read_record` gave.
+    model : torch.nn.Module
+        A decoder.
+    missing : {'error', 'keep'}
+        What layers are that the record does not name: an error, or left as they are.
+
+    Returns
+    -------
+    dict of int to pair of StoredLayer
+        By the index that an attention module has in the cache, what its update is called with: keys and
+        values, or the latent and the keys' rotary part.
+
+    Raises
+    ------
+    ValueError
+        The record lacks a layer of the model, or has one that the model does not. The model has no such
+        layers, or several attention modules for one index of the cache, as encoder-decoder models do. An
+        unknown `missing`.
+    """
+    if missing not in ("error", "keep"):
+        raise ValueError(f"missing must be 'error' or 'keep', not {missing!r}")
+    factors = load_factors(record)
+    layers = find_kv_layers(model)
+    if not layers:
+        raise ValueError(f"no key or value projection was found in {type(model).__name__}")
+    unknown = [layer.name for layer in layers if layer.name not in factors]
+    if unknown and missing == "error":
+        raise ValueError(
+            f"the record has no factors for {len(unknown)} layers of {type(model).__name__}, the first "
+            f"'{unknown[0]}'; calibrate this model"
+        )
+    refuse_foreign(record, factors, model, layers)
+    modules = dict(model.named_modules(remove_duplicate=False))
+
+    def stored(layer: KVLayer) -> StoredLayer | None:
+        if layer.name not in factors:
+            return None
+        channels = stored_channels(modules[layer.module], layer.slice)
+        return StoredLayer(layer.name, factors[layer.name], channels)
+
+    result: dict[int, StoredPair] = {}
+    owners: dict[int, str] = {}
+    for ordinal, (key, value) in enumerate(zip(layers[::2], layers[1::2], strict=True)):
+        attention = modules[key.attention]
+        # Hybrid models number layers that cache nothing, too.
+        index = getattr(attention, "layer_idx", None)
+        index = index if isinstance(index, int) else ordinal
+        if index in owners:
+            raise ValueError(
+                f"'{owners[index]}' and '{key.attention}' of {type(model).__name__} are one layer of a cache "
+                "each, of two caches; use fake_quantized(model, record, tap='cache')"
+            )
+        owners[index] = key.attention
+        pair = stored(key), stored(value)
+        result[index] = pair[::-1] if is_latent(attention) else pair
+    return result
+
+
+class RecordedCache(DynamicCache):
+    """A `DynamicCache` of a model with the layers of a record."""
+
+    def __init__(self, record: Record, model: torch.nn.Module, missing: Literal["error", "keep"]) -> None:
+        # Its configuration tells which layers have sliding windows, or a state in place of keys and values.
+        options: dict[str, Any] = {}
+        if "config" in inspect.signature(DynamicCache.__init__).parameters:
+            options["config"] = getattr(model, "config", None)
+        super().__init__(**options)
+        self._stored = stored_layers(record, model, missing)
+
+
+class FakeQuantizedCache(RecordedCache):
     """A `DynamicCache` whose keys and values are fake-quantized by a record as they are stored.
 
     This is where a runtime quantizes: after rotary embedding, whatever the factors were taken from. Use
-    it as ``model(tokens, past_key_values=FakeQuantizedCache("record.txt", model))``.
+    it as ``model(tokens, past_key_values=FakeQuantizedCache("record.txt", model))``. It takes the memory of a
+    `DynamicCache`; `StaticQuantizedCache` stores codes.
 
     Parameters
     ----------
@@ -29,53 +134,32 @@ class FakeQuantizedCache(DynamicCache):
         layer of the model.
     model : torch.nn.Module
         A decoder whose key and value projections `find_kv_layers` finds in layer order.
+    missing : {'error', 'keep'}
+        What layers are that the record does not name: an error, or stored as they are.
 
     Raises
     ------
     ValueError
         The record lacks a layer of the model, or has one that the model does not: it is the record of
-        another model, or not complete. Or the model has no such layers.
+        another model, or not complete. Or the model has no such layers, or caches beside this one.
     """
 
     def __init__(
-        self, record: str | os.PathLike[str] | Mapping[str, KVFactors], model: torch.nn.Module
+        self, record: Record, model: torch.nn.Module, *, missing: Literal["error", "keep"] = "error"
     ) -> None:
-        # Its configuration tells which layers have sliding windows, or a state in place of keys and values.
-        options: dict[str, Any] = {}
-        if "config" in inspect.signature(DynamicCache.__init__).parameters:
-            options["config"] = getattr(model, "config", None)
-        super().__init__(**options)
-        factors = load_factors(record)
-        layers = find_kv_layers(model)
-        if not layers:
-            raise ValueError(f"no key or value projection was found in {type(model).__name__}")
-        missing = [layer.name for layer in layers if layer.name not in factors]
-        if missing:
-            raise ValueError(
-                f"the record has no factors for {len(missing)} layers of {type(model).__name__}, the first "
-                f"'{missing[0]}'; calibrate this model"
-            )
-        refuse_foreign(record, factors, model, layers)
-        modules = dict(model.named_modules(remove_duplicate=False))
-        self._layers: dict[int, list[tuple[KVFactors, KVLayer, torch.nn.Module]]] = {}
-        for ordinal, pair in enumerate(zip(layers[::2], layers[1::2], strict=True)):
-            attention = modules[pair[0].attention]
-            # Hybrid models number layers that cache nothing, too.
-            index = getattr(attention, "layer_idx", None)
-            stored = [(factors[layer.name], layer, modules[layer.module]) for layer in pair]
-            self._layers[index if isinstance(index, int) else ordinal] = (
-                stored[::-1] if is_latent(attention) else stored
-            )
+        super().__init__(record, model, missing)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Fake-quantize keys and values ``[batch, heads, tokens, head_dim]``, then store them."""
-        of_keys, of_values = self._layers[layer_idx]
+        of_keys, of_values = self._stored[layer_idx]
         return super().update(
-            fake_quantize_states(key_states, *of_keys),
-            fake_quantize_states(value_states, *of_values),
-            layer_idx,
-            *args,
-            **kwargs,
+            _rounded(key_states, of_keys), _rounded(value_states, of_values), layer_idx, *args, **kwargs
         )
+
+
+def _rounded(states: torch.Tensor, layer: StoredLayer | None) -> torch.Tensor:
+    if layer is None:
+        return states
+    return fake_quantize_states(states, layer.factors, layer.name, layer.channels)

@@ -37,6 +37,16 @@ void bind_grid(nb::module_& module) {
             return values;
           },
           "The values of a float format that are not negative, ascending; else empty.")
+      .def_prop_ro(
+          "values",
+          [](const Grid& grid) {
+            std::vector<float> values;
+            if (!grid.is_float()) return values;
+            for (int code = 0; code < 256; ++code)
+              values.push_back(grid.format().decode(static_cast<std::uint8_t>(code)));
+            return values;
+          },
+          "The value of each code of a float format, NaN where it is no number; else empty.")
       .def("store", &Grid::store, "x"_a, "params"_a, "What is read back.");
   module.def(
       "find_grid", [](const std::string& name) { return amct::grid_named(name, "dst_type"); },

@@ -13,6 +13,7 @@ import amct_pytorch as amct
 import numpy as np
 import numpy.typing as npt
 import torch
+from amct_pytorch._formats import grid_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -59,6 +60,16 @@ def factors_of(folder: Path, batches: list[torch.Tensor], **params: Any) -> amct
     """The factors a QuantCalibrationOp finds for the batches."""
     record_of(folder, batches, **params)
     return amct.read_record(folder / "record.txt")["layer"]
+
+
+def spread_factors(heads: int, head_dim: int, granularity: str, dst_type: str) -> amct.KVFactors:
+    """Factors that no two groups share, and that clip some normal values."""
+    count = {"per_tensor": 1, "per_head": heads}.get(granularity, heads * head_dim)
+    scale = torch.linspace(0.01, 0.02, count) * (6 if dst_type == "INT4" else 1)
+    offset = torch.arange(count, dtype=torch.int32) % 5 - 2
+    if grid_of(dst_type).is_float:
+        offset = torch.zeros_like(offset)
+    return amct.KVFactors(scale, offset, granularity == "per_head", dst_type)
 
 
 def config_for(

@@ -186,7 +186,7 @@ def find_layout(before: Iterable[torch.Tensor], keys: torch.Tensor, angles: Angl
 
     def error_of(turned: torch.Tensor) -> float:
         # Compared by direction: some models normalize keys afterwards.
-        return float((_unit(turned) - stored).norm() / stored.norm())
+        return float(((_unit(turned) - stored).norm() / stored.norm()).detach())
 
     errors = {Layout("halves", 0): min(map(error_of, rows), default=torch.inf)}
     if angles is not None and 2 * angles[0].shape[-1] <= head_dim:

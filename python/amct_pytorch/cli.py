@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
-import functools
 import inspect
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn, ParamSpec
+from typing import Annotated
 
 import torch
 import typer
 
 from amct_pytorch import _models
+from amct_pytorch._command import (
+    Algorithm,
+    Device,
+    Dtype,
+    Format,
+    Gguf,
+    Granularity,
+    Json,
+    LoadAs,
+    Model,
+    Tap,
+    fail,
+    table,
+    with_errors_in_a_line,
+)
+from amct_pytorch._command_quality import evaluate, recommend
 from amct_pytorch._core import __version__, read_config
 from amct_pytorch.calibration import CalibrationRun, create_quant_cali_config
 from amct_pytorch.calibration import calibrate as calibrate_model
 from amct_pytorch.discovery import KVLayer, find_kv_layers, find_state_layers
 from amct_pytorch.evaluation import windows
-
-P = ParamSpec("P")
 
 app = typer.Typer(
     help="Calibrate the key/value cache of models for quantization.",
@@ -33,63 +44,14 @@ app = typer.Typer(
 )
 
 
-class Tap(enum.StrEnum):
-    """Where layers are observed."""
-
-    linear = "linear"
-    cache = "cache"
-
-
-class Granularity(enum.StrEnum):
-    """What shares factors."""
-
-    per_tensor = "per_tensor"
-    per_channel = "per_channel"
-    per_head = "per_head"
-
-
-class Algorithm(enum.StrEnum):
-    """How factors are searched."""
-
-    ifmr = "ifmr"
-    hfmg = "hfmg"
-    minmax = "minmax"
-    percentile = "percentile"
-    mse = "mse"
-
-
-class Dtype(enum.StrEnum):
-    """What weights are loaded as."""
-
-    auto = "auto"
-    float32 = "float32"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
-
-
 _COLUMNS = ("layer", "role", "heads", "head_dim", "found from")
 
 Folder = Annotated[str, typer.Argument(help="Folder of a transformers model; its weights are not read.")]
-Gguf = Annotated[str | None, typer.Option(help="Name of a GGUF file in the folder, where that is the model.")]
-Json = Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")]
 
 
 def main() -> None:
     """Run the command line."""
     app()
-
-
-def _with_errors_in_a_line(command: Callable[P, None]) -> Callable[P, None]:
-    """Say what went wrong without a traceback, and exit with 1."""
-
-    @functools.wraps(command)
-    def call(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except (_models.InputError, OSError, ValueError, RuntimeError) as error:
-            _fail(str(error))
-
-    return call
 
 
 @app.callback(invoke_without_command=True)
@@ -99,8 +61,12 @@ def _options(version: Annotated[bool, typer.Option("--version", help="Show the v
         raise typer.Exit
 
 
+app.command()(evaluate)
+app.command()(recommend)
+
+
 @app.command()
-@_with_errors_in_a_line
+@with_errors_in_a_line
 def layers(folder: Folder, gguf: Gguf = None, as_json: Json = False) -> None:
     """List the key and value layers of a model: what is calibrated where no layer is named."""
     model = _models.skeleton(folder, gguf)
@@ -110,8 +76,8 @@ def layers(folder: Folder, gguf: Gguf = None, as_json: Json = False) -> None:
         typer.echo(json.dumps(content, indent=2))
         return
     if not found:
-        _fail(f"no key or value projection was found in {type(model).__name__} of '{folder}'")
-    typer.echo(_table([_COLUMNS, *map(_row, found)]))
+        fail(f"no key or value projection was found in {type(model).__name__} of '{folder}'")
+    typer.echo(table([_COLUMNS, *map(_row, found)]))
     typer.echo(f"\n{type(model).__name__}: {len(found)} layers")
     if state_layers:
         typer.echo(
@@ -120,9 +86,9 @@ def layers(folder: Folder, gguf: Gguf = None, as_json: Json = False) -> None:
 
 
 @app.command()
-@_with_errors_in_a_line
+@with_errors_in_a_line
 def calibrate(
-    model: Annotated[str, typer.Option(help="Folder of a transformers model.")],
+    model: Model,
     text: Annotated[Path | None, typer.Option(help="Text file to calibrate on.")] = None,
     token_ids: Annotated[
         Path | None, typer.Option(help="JSON list of token ids to calibrate on, in place of a text.")
@@ -136,6 +102,13 @@ def calibrate(
     tap: Annotated[Tap, typer.Option(help="Observe projections, or what goes into the cache.")] = Tap.linear,
     granularity: Annotated[Granularity, typer.Option()] = Granularity.per_tensor,
     algorithm: Annotated[Algorithm, typer.Option()] = Algorithm.ifmr,
+    dst_type: Annotated[Format, typer.Option(help="What the cache stores.")] = Format.int8,
+    sink_tokens: Annotated[
+        int, typer.Option(min=0, help="First tokens of windows that are left out: the cache keeps them.")
+    ] = 0,
+    counts: Annotated[
+        Path | None, typer.Option(help="File to save what was seen, for `amct solve` and reports.")
+    ] = None,
     max_position: Annotated[
         int | None,
         typer.Option(
@@ -145,23 +118,26 @@ def calibrate(
     batches: Annotated[int, typer.Option(min=1, help="Batches to observe.")] = 16,
     batch_size: Annotated[int, typer.Option(min=1, help="Windows in a batch.")] = 1,
     tokens: Annotated[int, typer.Option(min=2, help="Tokens in a window.")] = 512,
-    dtype: Annotated[Dtype, typer.Option(help="Type to load the weights as.")] = Dtype.auto,
-    device: Annotated[str, typer.Option(help="Device to run on.")] = "cpu",
+    dtype: LoadAs = Dtype.auto,
+    device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
     """Calibrate a model on a text: find its key and value layers, and write their factors.
 
     Example: amct-pytorch calibrate --model DIR --text book.txt --tap cache --granularity per_channel
     """
-    settings = (tap, granularity, algorithm, max_position)
+    settings = (tap, granularity, algorithm, dst_type, sink_tokens, max_position)
     if config is not None:
-        if settings != (Tap.linear, Granularity.per_tensor, Algorithm.ifmr, None):
-            _fail("--config has all settings; leave out --tap, --granularity, --algorithm and --max-position")
+        if settings != (Tap.linear, Granularity.per_tensor, Algorithm.ifmr, Format.int8, 0, None):
+            fail(
+                "--config has all settings; leave out --tap, --granularity, --algorithm, --dst-type, "
+                "--sink-tokens and --max-position"
+            )
         batches = read_config(str(config)).batch_num
     ids = _models.token_ids(text, token_ids, model, gguf)
     rows = windows(ids, tokens)
     if len(rows) < batches * batch_size:
-        _fail(
+        fail(
             f"the text has {len(ids)} tokens, fewer than {batches} batches of {batch_size} x {tokens}; "
             "give a longer one, or ask for less"
         )
@@ -173,12 +149,17 @@ def calibrate(
             definition = Path(folder) / "definition.cfg"
             search = f"{algorithm.value}_quantize {{ quant_granularity: {granularity.value} }}"
             definition.write_text(
-                f"batch_num: {batches} kv_cache_quant_config {{ calibration_config {{ {search} }} }}"
+                f"batch_num: {batches} kv_cache_quant_config {{ calibration_config {{ "
+                f"dst_type: {dst_type.value} sink_tokens: {sink_tokens} {search} }} }}"
             )
             create_quant_cali_config(
                 str(config), loaded, None, str(definition), tap=tap.value, max_position=max_position
             )
-        with calibrate_model(loaded, str(config), str(record)) as run, torch.inference_mode():
+        saved = None if counts is None else str(counts)
+        with (
+            calibrate_model(loaded, str(config), str(record), counts_file=saved) as run,
+            torch.inference_mode(),
+        ):
             there = range(0, batches * batch_size, batch_size)
             with typer.progressbar(there, label="Calibrating", file=sys.stderr) as progress:
                 for start in progress:
@@ -226,23 +207,10 @@ def _show(run: CalibrationRun, record: Path, as_json: bool) -> None:
         )
         for layer in results
     ]
-    typer.echo(_table([("layer", "tap", "search", "rows", "values", "SQNR dB", "clipped"), *rows]))
+    typer.echo(table([("layer", "tap", "search", "rows", "values", "SQNR dB", "clipped"), *rows]))
     typer.echo(f"\n{record}: {len(results)} layers")
 
 
 def _row(layer: KVLayer) -> tuple[str, ...]:
     numbers = ("?" if number is None else str(number) for number in (layer.heads, layer.head_dim))
     return (layer.name, layer.role, *numbers, layer.source)
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns side by side; not cut to the width of a terminal, since names are there to be copied."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"amct-pytorch: {message}", err=True)
-    sys.exit(1)

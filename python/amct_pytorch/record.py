@@ -77,3 +77,16 @@ def read_record(record_file: str | os.PathLike[str]) -> dict[str, KVFactors]:
         )
         for layer in _core.read_record(path)
     }
+
+
+def factors_of(result: _core.LayerResult) -> KVFactors:
+    """The factors of a calibrated layer, as `read_record` would give them."""
+    return KVFactors(
+        torch.tensor(result.scales),
+        torch.tensor(result.offsets, dtype=torch.int32),
+        result.granularity == "per_head",
+        result.dst_type,
+        result.tap,
+        None,
+        result.sink_tokens,
+    )

@@ -53,8 +53,9 @@ class StaticQuantizedCache(RecordedCache):
         A record file, or what `read_record` gave; formats and granularities may differ from layer to layer.
     model : torch.nn.Module
         A decoder whose key and value projections `find_kv_layers` finds in layer order.
-    sink_tokens : int
-        How many tokens of each sequence are stored as they are: the first ones, which attention looks at
+    sink_tokens : int, optional
+        How many tokens of each sequence are stored as they are; without it what the record was calibrated
+        for, the most of its layers. They are the first ones, which attention looks at
         whatever they say ("Efficient Streaming Language Models with Attention Sinks", Xiao et al., 2023).
         They are the first that are stored, which are padding where a batch is padded on the left. Where a
         window has slid beyond them they are gone, as they are from the model's own cache.
@@ -83,13 +84,17 @@ class StaticQuantizedCache(RecordedCache):
         record: Record,
         model: torch.nn.Module,
         *,
-        sink_tokens: int = 0,
+        sink_tokens: int | None = None,
         missing: Literal["error", "keep"] = "error",
     ) -> None:
-        if isinstance(sink_tokens, bool) or require_type("sink_tokens", sink_tokens, int) < 0:
+        if sink_tokens is not None and (
+            isinstance(sink_tokens, bool) or require_type("sink_tokens", sink_tokens, int) < 0
+        ):
             raise ValueError(f"sink_tokens must be a number of tokens, 0 or more, not {sink_tokens}")
         super().__init__(record, model, missing)
-        self._sink_tokens = sink_tokens
+        layers = [layer for pair in self._stored.values() for layer in pair if layer is not None]
+        recorded = max((layer.factors.sink_tokens for layer in layers), default=0)
+        self._sink_tokens = recorded if sink_tokens is None else sink_tokens
         self._codecs = {
             index: (_codec_of(first), _codec_of(second)) for index, (first, second) in self._stored.items()
         }

@@ -189,6 +189,8 @@ void bind_layer_result(nb::module_& module) {
       .def_prop_ro(
           "granularity", [](const LayerResult& r) { return std::string(name_of(r.granularity)); },
           "'per_tensor', 'per_channel' or 'per_head'.")
+      .def_ro("sink_tokens", &LayerResult::sink_tokens,
+              "First tokens of each sequence that were left out.")
       .def_ro("with_offset", &LayerResult::with_offset, "Whether the factors have an offset.")
       .def_ro("batches", &LayerResult::batches, "Batches observed.")
       .def_ro("tokens", &LayerResult::rows, "Rows observed: elements / channels.")
@@ -297,6 +299,15 @@ void bind_session(nb::module_& module) {
           nb::call_guard<nb::gil_scoped_release>(),
           "The layers that need more batches: (name, batches seen, batches needed).")
       .def_prop_ro("record_file", &amct::Session::record_file);
+  module.def(
+      "algorithm_names",
+      [] {
+        std::vector<std::string> names;
+        for (const amct::Algorithm& algorithm : amct::algorithms())
+          names.push_back(algorithm.spec.name);
+        return names;
+      },
+      "The searches.");
   module.def(
       "solve_counts",
       [](const std::string& path, const nb::dict& changes) {

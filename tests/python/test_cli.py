@@ -227,3 +227,87 @@ class TestCalibrate:
     def test_a_configuration_and_settings(self, tmp_path: Path) -> None:
         result = run("calibrate", *saved_model(tmp_path, "llama"), "--config", "c.json", "--tap", "cache")
         assert result.stderr.startswith("amct-pytorch: --config has all settings; leave out --tap")
+
+
+class TestQuality:
+    def _arguments(self, folder: Path) -> list[str]:
+        arguments = saved_model(folder, "llama")[:4]
+        return [*arguments, "--tokens", "12", "--windows", "3", "--calibration-windows", "2"]
+
+    def test_compare(self, tmp_path: Path) -> None:
+        settings = "int8,int4:per_tensor:mse,int8+int4:kl,fp8_e4m3:per_head"
+        result = run("evaluate", *self._arguments(tmp_path), "--compare", settings)
+        assert result.exit_code == 0, result.stderr
+        lines = result.stdout.splitlines()
+        assert lines[0].split()[:3] == ["setting", "perplexity", "loss"]
+        assert lines[1].startswith("full precision")
+        assert {line.split()[0] for line in lines[2:6]} == set(settings.split(","))
+        assert lines[-1].startswith("33 tokens.")
+
+    def test_a_record_with_layers_as_json(self, tmp_path: Path) -> None:
+        arguments = self._arguments(tmp_path)
+        record = str(tmp_path / "record.txt")
+        assert run("calibrate", *saved_model(tmp_path, "llama"), "--record", record).exit_code == 0
+        result = run("evaluate", *arguments, "--record", record, "--layers", "--json")
+        assert result.exit_code == 0, result.stderr
+        content = json.loads(result.stdout)
+        assert content["candidates"][0]["name"] == record
+        assert content["candidates"][0]["layers"][0]["sqnr_db"] > 20
+        assert "SQNR" in run("evaluate", *arguments, "--record", record, "--layers").stdout
+
+    def test_counts_that_were_saved(self, tmp_path: Path) -> None:
+        counts = tmp_path / "all.counts"
+        options = [
+            "--tap",
+            "cache",
+            "--granularity",
+            "per_channel",
+            "--dst-type",
+            "INT4",
+            "--sink-tokens",
+            "2",
+        ]
+        record = str(tmp_path / "record.txt")
+        calibrated = run(
+            "calibrate",
+            *saved_model(tmp_path, "llama"),
+            *options,
+            "--record",
+            record,
+            "--counts",
+            str(counts),
+        )
+        assert calibrated.exit_code == 0, calibrated.stderr
+        factors = amct.read_record(record)
+        assert {(of_one.dst_type, of_one.sink_tokens) for of_one in factors.values()} == {("INT4", 2)}
+        result = run("evaluate", *self._arguments(tmp_path), "--counts", str(counts), "--compare", "int8")
+        assert result.exit_code == 0, result.stderr
+
+    def test_recommend(self, tmp_path: Path) -> None:
+        record = tmp_path / "mixed.txt"
+        arguments = [*self._arguments(tmp_path), "--record", str(record)]
+        result = run("recommend", *arguments, "--max-loss", "1000")
+        assert result.exit_code == 0, result.stderr
+        assert "Recommended: 4 layers int4:per_channel:minmax" in result.stdout
+        assert {of_one.dst_type for of_one in amct.read_record(record).values()} == {"INT4"}
+        content = json.loads(run("recommend", *arguments, "--max-loss", "1000", "--json").stdout)
+        assert len(content["settings"]) == 4
+
+    def test_the_exit_code_says_whether_the_loss_is_kept(self, tmp_path: Path) -> None:
+        arguments = [*self._arguments(tmp_path), "--compare", "int8"]
+        assert run("evaluate", *arguments, "--max-loss", "50").exit_code == 0
+        assert run("evaluate", *arguments, "--max-loss", "-50").exit_code == 3
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ([], "name what to evaluate"),
+            (["--compare", "int9"], "'int9' is no format"),
+            (["--compare", "int8", "--windows", "90"], "fewer than 92 windows"),
+        ],
+    )
+    def test_what_is_refused(self, options: list[str], words: str, tmp_path: Path) -> None:
+        result = run("evaluate", *self._arguments(tmp_path), *options)
+        assert result.exit_code == 1
+        assert words in result.stderr
+        assert result.stderr.count("\n") == 1

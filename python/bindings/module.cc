@@ -13,4 +13,5 @@ NB_MODULE(_core, module) {
   amct_python::bind_record(module);
   amct_python::bind_observe(module);
   amct_python::bind_session(module);
+  amct_python::bind_counts(module);
 }

@@ -30,6 +30,7 @@ from amct_pytorch.discovery import KVLayer, find_kv_layers
 from amct_pytorch.fake_quant import fake_quantize, fake_quantized
 from amct_pytorch.nn.module.quantization.quant_calibration_op import QuantCalibrationOp
 from amct_pytorch.record import KVFactors, read_record
+from amct_pytorch.report import Report, report
 
 __all__ = [
     "CalibrationRun",
@@ -38,6 +39,7 @@ __all__ = [
     "LayerResult",
     "NonFiniteError",
     "QuantCalibrationOp",
+    "Report",
     "__version__",
     "calibrate",
     "calibration_run",
@@ -50,5 +52,6 @@ __all__ = [
     "observe_cache",
     "read_record",
     "remove_quant_cali",
+    "report",
     "solve_counts",
 ]

@@ -12,15 +12,17 @@ import numpy.typing as npt
 
 from amct_pytorch._core import find_grid
 from amct_pytorch._report_model import Group, Quality, ReportLayer
-from amct_pytorch._report_names import compact, number
+from amct_pytorch._report_names import MINUS, compact, number
 from amct_pytorch._report_svg import Sheet, grid, mark
-from amct_pytorch._report_verdict import sqnr_limits
+from amct_pytorch._report_verdict import OUTLIER_RATIO, sqnr_limits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.transforms import Transform
 
 WIDTH = 360.0
-_LEFT, _RIGHT = 46.0, 10.0
+WIDE = 1100.0
+_LEFT, _RIGHT = 52.0, 10.0
 _INNER = WIDTH - _LEFT - _RIGHT
 
 # Levels nearer to each other than this are drawn as a bar, which is what ticks would look like.
@@ -54,7 +56,7 @@ def histogram(layer: ReportLayer) -> str:
     _clip_lines(axes, layer.quality, "clip", (low, high))
     if layer.compared is not None:
         _clip_lines(axes, layer.compared, "clip other", (low, high))
-    axes.set_ylabel("values in a bin (log)")
+    _label(axes, "values in a bin (log)")
     axes.set_xticklabels([])
     _levels(sheet, layer.quality, (low, high))
     return sheet.svg(
@@ -93,7 +95,7 @@ def loss_curve(layer: ReportLayer) -> str:
         if quality.mse > 0:
             (dot,) = axes.plot([min(quality.chosen_factor, most)], [quality.mse], "o")
             mark(dot, "chosen" + kind)
-    axes.set_ylabel("mean squared error (log)")
+    _label(axes, "mean squared error (log)")
     axes.set_xlabel("clip range, as a share of the range of the values")
     return sheet.svg(
         f"Error by width of the clip range; chosen {layer.quality.chosen_factor:.2f} of the range, "
@@ -124,7 +126,7 @@ def channels(layer: ReportLayer) -> str | None:
         if quality is not None:
             _clip_steps(axes, quality, count, kind)
     grid(axes)
-    axes.set_ylabel("value")
+    _label(axes, "value")
     for place, (name, values, ends) in enumerate(rows):
         top = 152 + _ROW * place
         strip = sheet.axes(_LEFT, top, _INNER, 12)
@@ -141,13 +143,13 @@ def channels(layer: ReportLayer) -> str | None:
     return sheet.svg(f"Ranges and clip ranges of {count} channels")
 
 
-def sqnr_overview(layers: Sequence[ReportLayer]) -> str | None:
+def sqnr_overview(layers: Sequence[ReportLayer], width: float) -> str | None:
     """SQNR of all layers in their order, keys and values apart, with the limits of their format."""
     shown = [layer for layer in layers if layer.quality is not None and layer.quality.sqnr_db is not None]
     if len(shown) < 2:
         return None
-    sheet = Sheet(WIDTH * 2, 250)
-    axes = sheet.axes(_LEFT, 12, WIDTH * 2 - _LEFT - 62, 190)
+    sheet = Sheet(width, 240)
+    axes = sheet.axes(_LEFT, 12, width - _LEFT - 36, 180)
     series = _by_role(layers)
     values = [_sqnr(layer) for layer in shown] + [
         _sqnr(layer, other=True) for layer in shown if layer.compared is not None
@@ -168,7 +170,7 @@ def sqnr_overview(layers: Sequence[ReportLayer]) -> str | None:
         for limit, kind in ((limits.look, "limit look"), (limits.bad, "limit bad")):
             if low - margin < limit < high + margin:
                 mark(axes.axhline(limit), kind)
-                text = axes.text(1.01, limit, kind.removeprefix("limit "), va="center")
+                text = axes.text(1 + 6 / width, limit, kind.removeprefix("limit "), va="center")
                 text.set_transform(axes.get_yaxis_transform())
                 mark(text, kind)
     for role, places in series.items():
@@ -177,7 +179,7 @@ def sqnr_overview(layers: Sequence[ReportLayer]) -> str | None:
             if any(not math.isnan(y) for _, y in points):
                 (line,) = axes.plot(*zip(*points, strict=True), *(() if other else ("o-",)))
                 mark(line, f"series {role}" + (" before" if other else ""))
-    axes.set_ylabel("SQNR in dB")
+    _label(axes, "SQNR in dB")
     _whole_ticks(axes, longest)
     axes.set_xlabel("key and value layers, in their order" if len(series) > 1 else "layers, in their order")
     return sheet.svg(f"SQNR of {len(shown)} layers: {min(finite):.1f} to {max(finite):.1f} dB")
@@ -196,9 +198,10 @@ def channel_overview(layers: Sequence[ReportLayer]) -> dict[str, str]:
         height = max(4.0, min(12.0, 240 / len(rows))) * len(rows)
         sheet = Sheet(WIDTH, height + 50)
         axes = sheet.axes(_LEFT, 8, _INNER, height)
-        # As many doublings above the median as an outlier has, and not beyond it.
-        _heat(axes, np.clip(np.log2(np.maximum(np.stack(rows), 1)) / 4, 0, 1), (width, len(rows)))
-        axes.set_ylabel("layer")
+        # Up to the ratio that makes an outlier, which is then as dark as can be.
+        darkness = np.log(np.maximum(np.stack(rows), 1)) / math.log(OUTLIER_RATIO)
+        _heat(axes, np.clip(darkness, 0, 1), (width, len(rows)))
+        _label(axes, "layer")
         axes.set_xlabel("channel")
         _whole_ticks(axes, width)
         step = max(1, math.ceil(len(rows) / 6))
@@ -246,14 +249,14 @@ def _shown_range(layer: ReportLayer) -> tuple[float, float]:
 
 
 def _clip_lines(axes: Axes, quality: Quality, kind: str, shown: tuple[float, float]) -> None:
-    """The ends of the clip range; of several groups the band that they lie in."""
-    for end in ("clip_low", "clip_high"):
-        ends = [getattr(group, end) for group in quality.groups]
-        low, high = (min(max(value, shown[0]), shown[1]) for value in (min(ends), max(ends)))
-        if low < high:
-            mark(axes.axvspan(low, high), "band" + kind.removeprefix("clip"))
-        for value in {low, high} - set(shown):
-            mark(axes.axvline(value), kind)
+    """The ends of the clip range; of several groups those of the widest and of the median one."""
+    clips = [(_clip_of(quality.groups), kind)]
+    if len(quality.groups) > 1 and kind == "clip":
+        clips.append((_clip_of([median_group(quality)]), "clip middle"))
+    for ends, name in clips:
+        for value in ends:
+            if shown[0] < value < shown[1]:
+                mark(axes.axvline(value), name)
 
 
 def _clip_steps(axes: Axes, quality: Quality, count: int, kind: str) -> None:
@@ -268,7 +271,7 @@ def levels_of(dst_type: str, group: Group) -> npt.NDArray[np.float64]:
     if grid_.is_float:
         magnitudes = np.array(grid_.magnitudes) * group.scale
         return np.unique(np.concatenate([-magnitudes, magnitudes]))
-    return (np.arange(grid_.qmin, grid_.qmax + 1) - group.offset) * group.scale
+    return np.arange(grid_.qmin, grid_.qmax + 1, dtype=np.float64) * group.scale - group.offset * group.scale
 
 
 def median_group(quality: Quality) -> Group:
@@ -281,7 +284,7 @@ def _levels(sheet: Sheet, quality: Quality, shown: tuple[float, float]) -> None:
     axes.set_xlim(*shown)
     axes.set_ylim(0, 1)
     axes.set_yticks([])
-    axes.set_xlabel("value; below the bars: levels")
+    axes.set_xlabel("value, and beneath the bars the levels")
     levels = levels_of(quality.dst_type, median_group(quality))
     levels = levels[(levels >= shown[0]) & (levels <= shown[1])]
     pixels = (levels - shown[0]) / (shown[1] - shown[0]) * _INNER
@@ -309,7 +312,7 @@ def _heat_rows(groups: Sequence[Group], largest: npt.NDArray[np.float64]) -> lis
         sqnr = np.array([math.nan if g.sqnr_db is None else g.sqnr_db for g in groups])
         if not np.isnan(sqnr).all():
             darkness, ends = _shades(-sqnr)
-            light, dark = (end.replace("−", "") for end in ends.split(" to "))
+            light, dark = (end.replace(MINUS, "") for end in ends.split(" to "))
             rows.append(("SQNR, dark is low", darkness, f"{light} to {dark} dB"))
     return rows
 
@@ -332,9 +335,7 @@ def _ratios(row: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return row / middle if middle > 0 else np.zeros(len(row))
 
 
-def _heat(
-    axes: Axes, darkness: npt.NDArray[np.float64], size: tuple[int, int] | None = None
-) -> None:
+def _heat(axes: Axes, darkness: npt.NDArray[np.float64], size: tuple[int, int] | None = None) -> None:
     """Rows of values from 0 to 1, as more or less of one colour, which shows on light and on dark pages."""
     columns = darkness.shape[1]
     if columns > _MOST_COLUMNS:
@@ -356,7 +357,7 @@ def _whole_ticks(axes: Axes, count: int) -> None:
 
 
 def _decades(axes: Axes, top: float) -> None:
-    exponents = range(0, round(math.log10(top)) + 1)
+    exponents = range(round(math.log10(top)) + 1)
     step = 1 if len(exponents) <= 5 else 2
     ticks = [10.0**exponent for exponent in exponents][::step]
     axes.set_yticks(ticks, [compact(tick) for tick in ticks])
@@ -371,4 +372,23 @@ def _log_ticks(axes: Axes, low: float, high: float) -> None:
         if len(ticks) >= 3:
             break
     ticks = ticks[:: math.ceil(len(ticks) / 6)] if ticks else [low, high]
-    axes.set_yticks(ticks, [number(tick, 1) for tick in ticks])
+    axes.set_yticks(ticks, [number(tick, 1) if tick >= 1e-2 else _power(tick) for tick in ticks])
+
+
+def _power(value: float) -> str:
+    mantissa, exponent = f"{value:.0e}".split("e")
+    return f"{mantissa}e{int(exponent)}".replace("-", MINUS)
+
+
+def _label(axes: Axes, text: str) -> None:
+    """Name the vertical axis, at one place in all charts."""
+    axes.set_ylabel(text)
+    axes.yaxis.set_label_coords(12 - _LEFT, 0.5, transform=_pixels(axes))
+
+
+def _pixels(axes: Axes) -> Transform:
+    """From the left end of the axes in pixels, and their height."""
+    from matplotlib.transforms import Affine2D, blended_transform_factory
+
+    left = axes.get_position().x0 * axes.figure.bbox.width
+    return blended_transform_factory(Affine2D().translate(left, 0), axes.transAxes)

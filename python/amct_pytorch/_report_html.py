@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 
 from amct_pytorch import _report_charts as charts
 from amct_pytorch._report_model import Quality, Report, ReportLayer, Severity
-from amct_pytorch._report_names import decibel, number, percent, printable, short_names, signed
+from amct_pytorch._report_names import NONE, compact, decibel, number, percent, printable, short_names, signed
 from amct_pytorch._report_svg import STYLE
 from amct_pytorch._report_text import MOST_NAMED, flat
 from amct_pytorch._report_verdict import (
@@ -60,7 +60,10 @@ def render(report: Report) -> str:
             evaluation=[(printable(key), printable(value)) for key, value in flat(report.evaluation)],
             rows=[_row(report, place, names[place]) for place in range(len(report.layers))],
             comparison=_comparison(report),
-            overview=_svg(charts.sqnr_overview(report.layers)),
+            compared_name=printable(Path(report.compare_file or "").name),
+            overviews=[
+                _svg(charts.sqnr_overview(report.layers, width)) for width in (charts.WIDTH, charts.WIDE)
+            ],
             heat_maps={role: Markup(svg) for role, svg in charts.channel_overview(report.layers).items()},
             layers=_layers(report, names),
             roles={layer.role or "other" for layer in report.layers},
@@ -94,7 +97,7 @@ def _tiles(report: Report, names: list[str]) -> list[dict[str, Any]]:
     formats = " + ".join(dict.fromkeys(quality.dst_type for _, _, quality in known))
     ways = dict.fromkeys(quality.granularity.replace("_", " ") for _, _, quality in known)
     taps = dict.fromkeys(layer.tap or "" for _, layer, _ in known)
-    tiles = [
+    tiles: list[dict[str, Any]] = [
         {"label": "format", "value": formats, "note": f"{' + '.join(ways)}, tap {' + '.join(taps)}"},
         {"label": "layers", "value": str(len(report.layers)), "note": _roles(report)},
     ]
@@ -102,7 +105,11 @@ def _tiles(report: Report, names: list[str]) -> list[dict[str, Any]]:
     if sqnrs:
         lowest, place = min(sqnrs)
         tiles.append(
-            {"label": "median SQNR", "value": f"{decibel(median(s for s, _ in sqnrs))} dB", "note": "of a layer"}
+            {
+                "label": "median SQNR",
+                "value": f"{decibel(median(s for s, _ in sqnrs))} dB",
+                "note": "of a layer",
+            }
         )
         tiles.append(
             {
@@ -114,12 +121,16 @@ def _tiles(report: Report, names: list[str]) -> list[dict[str, Any]]:
         )
     values = sum(layer.values for _, layer, _ in known)
     clipped = sum(quality.clipped_fraction * layer.values for _, layer, quality in known) / max(values, 1)
-    tiles.append({"label": "clipped", "value": percent(clipped), "note": f"of {number(values)} values"})
+    tiles.append({"label": "clipped", "value": percent(clipped), "note": f"of {compact(values)} values"})
     tokens = sorted({layer.rows or 0 for _, layer, _ in known if layer.role != "key" or layer.tap != "cache"})
     if tokens:
         shown = f"{tokens[-1]:,}" if len(tokens) == 1 else f"{tokens[0]:,} to {tokens[-1]:,}"
         tiles.append(
-            {"label": "tokens seen", "value": shown, "note": f"in {number_of(report.batch_num, 'batch')}".replace("batchs", "batches")}
+            {
+                "label": "tokens seen",
+                "value": shown,
+                "note": f"in {number_of(report.batch_num, 'batch', 'batches')}",
+            }
         )
     return tiles
 
@@ -141,20 +152,20 @@ def _row(report: Report, place: int, name: str) -> dict[str, Any]:
         "full": printable(layer.name),
         "severity": layer.severity.value,
         "rank": [Severity.BAD, Severity.LOOK, Severity.GOOD].index(layer.severity),
-        "role": layer.role or "–",
-        "sqnr": "–" if quality is None else decibel(quality.sqnr_db, quality.mse),
+        "role": layer.role or NONE,
+        "sqnr": NONE if quality is None else decibel(quality.sqnr_db, quality.mse),
         "sqnr_sort": _sqnr_sort(quality),
-        "clipped": "–" if quality is None else percent(quality.clipped_fraction),
+        "clipped": NONE if quality is None else percent(quality.clipped_fraction),
         "clipped_sort": -1 if quality is None else quality.clipped_fraction,
         "largest": number(largest),
         "largest_sort": -1 if largest is None else largest,
-        "outliers": str(len(layer.outliers)) if layer.channel_max_abs else "–",
+        "outliers": str(len(layer.outliers)) if layer.channel_max_abs else NONE,
         "outliers_sort": len(layer.outliers),
-        "rows": "–" if layer.rows is None else f"{layer.rows:,}",
+        "rows": NONE if layer.rows is None else f"{layer.rows:,}",
         "rows_sort": layer.rows or 0,
         "batches": f"{layer.batches or 0:,}" if few else f"{layer.batches:,}",
         "few": few,
-        "non_finite": "–" if layer.non_finite is None else f"{layer.non_finite:,}",
+        "non_finite": NONE if layer.non_finite is None else f"{layer.non_finite:,}",
         "non_finite_sort": layer.non_finite or 0,
     }
 
@@ -177,9 +188,9 @@ def _comparison(report: Report) -> dict[str, Any] | None:
         rows.append(
             {
                 "place": place,
-                "here": "–" if quality is None else decibel(quality.sqnr_db, quality.mse),
+                "here": NONE if quality is None else decibel(quality.sqnr_db, quality.mse),
                 "here_sort": _sqnr_sort(quality),
-                "there": "–" if other is None else decibel(other.sqnr_db, other.mse),
+                "there": NONE if other is None else decibel(other.sqnr_db, other.mse),
                 "there_sort": _sqnr_sort(other),
                 "change": signed(change),
                 "change_sort": 0 if change is None else change,
@@ -194,7 +205,7 @@ def _comparison(report: Report) -> dict[str, Any] | None:
         "better": sum(change >= 0.05 for change in changes),
         "worse": sum(change <= -0.05 for change in changes),
         "same": sum(abs(change) < 0.05 for change in changes),
-        "mean": signed(mean(changes)) if changes else "–",
+        "mean": signed(mean(changes)) if changes else NONE,
         "largest": max((abs(change) for change in changes), default=0) or 1,
     }
 
@@ -230,21 +241,17 @@ def _brief(layer: ReportLayer) -> str:
 
 def _charts(layer: ReportLayer, quality: Quality) -> list[dict[str, Any]]:
     several = len(quality.groups) > 1
-    middle = charts.median_group(quality)
     found = [
         {
             "title": "Values, clip range and levels",
             "svg": Markup(charts.histogram(layer)),
-            "note": (
-                f"Shaded: where the clip ranges of {len(quality.groups)} groups end. " if several else ""
-            )
-            + f"{_levels_note(quality.dst_type, middle.scale)}{' in the median group' if several else ''}.",
+            "note": _histogram_note(quality),
         },
         {
             "title": "Cost of the clip range",
             "svg": Markup(charts.loss_curve(layer)),
             "note": (
-                f"Line: every {'group is' if several else 'value is'} clipped at this share of its own range. "
+                f"Line: every {'group is' if several else 'value is'} clipped at this share of its range. "
                 f"Dot: as chosen, {quality.chosen_factor:.2f}{' in the median group' if several else ''}, "
                 f"mean squared error {number(quality.mse)}."
             ),
@@ -256,16 +263,27 @@ def _charts(layer: ReportLayer, quality: Quality) -> list[dict[str, Any]]:
             {
                 "title": "Channels",
                 "svg": Markup(profile),
-                "note": "Bars: range of the values. Lines: clip range. Beneath, light to dark:",
+                "note": "Blue: range of the values. Lines: clip range. Beneath: light is low, dark is high.",
             }
         )
+    if layer.compared is not None:
+        for chart in found:
+            chart["note"] += " Orange: the other record."
     return found
 
 
-def _levels_note(dst_type: str, scale: float) -> str:
-    if dst_type.startswith("INT"):
-        return f"{dst_type} has {2 ** int(dst_type[3:])} levels, {number(scale)} apart"
-    return f"Levels of {dst_type} lie closer near zero; scale {number(scale)}"
+def _histogram_note(quality: Quality) -> str:
+    scale = number(charts.median_group(quality).scale)
+    if quality.dst_type.startswith("INT"):
+        levels = f"{2 ** int(quality.dst_type[3:])} levels, {scale} apart"
+    else:
+        levels = f"levels, denser near zero, of scale {scale}"
+    if len(quality.groups) == 1:
+        return f"Lines: clip range. Beneath: {levels}. Red: clipped."
+    return (
+        f"Solid: the widest of {len(quality.groups)} clip ranges. Dashed: the one of the median "
+        f"scale; beneath, its {levels}."
+    )
 
 
 def _outliers(layer: ReportLayer) -> dict[str, Any] | None:

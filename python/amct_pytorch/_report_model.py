@@ -43,8 +43,8 @@ class Finding:
     severity : Severity
         LOOK or BAD.
     kind : str
-        'sqnr', 'clipped', 'outliers', 'few_batches', 'not_reached', 'no_factors', 'no_counts', 'non_finite' or
-        'tap'.
+        'sqnr', 'clipped', 'outliers', 'few_batches', 'not_reached', 'no_factors', 'no_counts', 'non_finite'
+        or 'tap'.
     text : str
         A sentence about this layer.
     """

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from amct_pytorch._report_model import Report, ReportLayer, Severity
-from amct_pytorch._report_names import decibel, number, percent, printable, signed
+from amct_pytorch._report_names import NONE, decibel, number, percent, printable, signed
 
 MARKS = {Severity.GOOD: "ok", Severity.LOOK: "look", Severity.BAD: "**bad**"}
 
@@ -93,17 +93,17 @@ def _row(layer: ReportLayer, compared: bool) -> list[str]:
     seen = layer.histogram
     cells = [
         code(layer.name),
-        "–" if quality is None else decibel(quality.sqnr_db, quality.mse),
-        "–" if quality is None else percent(quality.clipped_fraction),
-        "–" if seen is None else f"{number(seen.low)} to {number(seen.high)}",
-        "–" if layer.rows is None else f"{layer.rows:,}",
-        "–" if layer.batches is None else f"{layer.batches:,}",
-        "–" if layer.non_finite is None else f"{layer.non_finite:,}",
+        NONE if quality is None else decibel(quality.sqnr_db, quality.mse),
+        NONE if quality is None else percent(quality.clipped_fraction),
+        NONE if seen is None else f"{number(seen.low)} to {number(seen.high)}",
+        NONE if layer.rows is None else f"{layer.rows:,}",
+        NONE if layer.batches is None else f"{layer.batches:,}",
+        NONE if layer.non_finite is None else f"{layer.non_finite:,}",
         MARKS[layer.severity],
     ]
     if compared:
         cells[2:2] = [
-            "–" if other is None else decibel(other.sqnr_db, other.mse),
+            NONE if other is None else decibel(other.sqnr_db, other.mse),
             signed(layer.sqnr_change),
         ]
     return [cell.replace("<", "\\<") if cell.startswith("<") else cell for cell in cells]

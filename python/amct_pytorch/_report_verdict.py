@@ -33,8 +33,9 @@ SQNR_LIMITS = {
 # Of a format that is not listed.
 OTHER_SQNR_LIMITS = Limits(28, 18)
 
-CLIPPED_LOOK = 0.01
-CLIPPED_BAD = 0.05
+# What clipping costs is in the SQNR; a search by the error itself clips some 1% in INT4.
+CLIPPED_LOOK = 0.02
+CLIPPED_BAD = 0.10
 
 # A channel this many times as large as its layer's median channel is an outlier.
 OUTLIER_RATIO = 10.0
@@ -190,9 +191,12 @@ def verdict_of(layers: Sequence[ReportLayer]) -> tuple[Severity, str]:
         return severity, "Good: the calibration saw what it should, and every layer keeps within the limits."
     if severity == Severity.LOOK:
         return severity, f"Look at {number_of(affected, 'layer')} before you ship these factors."
-    return severity, f"Do not ship: {number_of(affected, 'layer')} of {len(layers)} cannot be used as they are."
+    return (
+        severity,
+        (f"Do not ship: {number_of(affected, 'layer')} of {len(layers)} cannot be used as they are."),
+    )
 
 
-def number_of(count: int, noun: str) -> str:
+def number_of(count: int, noun: str, nouns: str = "") -> str:
     """'1 layer', '2 layers'."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {nouns or noun + 's'}"

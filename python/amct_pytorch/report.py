@@ -30,12 +30,15 @@ def report(
 ) -> Report:
     """Write a report of how the factors of a record sit on what a calibration saw.
 
-    A verdict comes first: "good", "look" at some layers, or "bad", with reasons. A layer is to be looked at where
-    its SQNR is below a limit of its format (INT8 30 dB, INT4 16, FP8_E4M3 28, FP8_E5M2 23, HIF8 26), more than 1%
-    of its values are clipped, it saw fewer batches than asked for, the counts file lacks it, it has channels over
-    10 times its median channel that share factors, or it is of keys per channel observed at the projection. It is
-    bad below 20 dB (INT4 10, FP8_E5M2 and HIF8 18), with more than 5% clipped, where NaN or infinite values were
-    seen, no batch reached it, or the record has no factors of it.
+    A verdict comes first: "good", "look" at some layers, or "bad", with reasons.
+
+    A layer is to be looked at where its SQNR is below a limit of its format (INT8 30 dB, INT4 16, FP8_E4M3
+    28, FP8_E5M2 23, HIF8 26), more than 2% of its values are clipped, it saw fewer batches than asked for,
+    the counts file lacks it, it has channels over 10 times its median channel that share factors, or it is of
+    keys per channel observed at the projection.
+
+    It is bad below 20 dB (INT4 10, FP8_E5M2 and HIF8 18), with more than 10% clipped, where NaN or infinite
+    values were seen, no batch reached it, or the record has no factors of it.
 
     Parameters
     ----------
@@ -52,9 +55,10 @@ def report(
     title : str, optional
         What the report is of (default: the name of the record file).
     format : {'html', 'json', 'md'}
-        'html' is one page with nothing outside of it, and needs the extra packages of ``amct-pytorch[report]``.
-        'json' has the fields of `Report`, those of its layers, and ``schema_version``, which is 1 and grows where
-        a field changes its meaning or goes; numbers that are not finite or not known are null.
+        'html' is one page with nothing outside of it; it needs the packages of ``amct-pytorch[report]``.
+        'json' has the fields of `Report`, those of its layers with their severity and ``sqnr_change_db``, and
+        ``schema_version``, which is 1 and grows where a field changes its meaning or goes; numbers that are
+        not finite or not known are null.
     evaluation : mapping, optional
         Results of the model's evaluation, shown as they are: ``{"perplexity": 23.7}``.
 
@@ -150,5 +154,3 @@ def _write(path: str, text: str) -> None:
             with contextlib.suppress(OSError):
                 Path(temporary).unlink()
         raise
-
-

@@ -17,6 +17,7 @@ Messages go through the logger ``amct_pytorch``.
 
 from amct_pytorch._cache_tap import observe_cache
 from amct_pytorch._core import LayerResult, NonFiniteError, __version__
+from amct_pytorch._report_model import Report
 from amct_pytorch.calibration import (
     CalibrationRun,
     calibrate,
@@ -30,7 +31,7 @@ from amct_pytorch.discovery import KVLayer, find_kv_layers
 from amct_pytorch.fake_quant import fake_quantize, fake_quantized
 from amct_pytorch.nn.module.quantization.quant_calibration_op import QuantCalibrationOp
 from amct_pytorch.record import KVFactors, read_record
-from amct_pytorch.report import Report, report
+from amct_pytorch.report import report
 
 __all__ = [
     "CalibrationRun",

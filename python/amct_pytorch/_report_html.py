@@ -66,7 +66,7 @@ def render(report: Report) -> str:
             ],
             heat_maps={role: Markup(svg) for role, svg in charts.channel_overview(report.layers).items()},
             layers=_layers(report, names),
-            roles={layer.role or "other" for layer in report.layers},
+            roles={layer.role or "other" for layer in report.layers if layer.quality},
             limits=_limits(report),
             clipped=(f"{CLIPPED_LOOK:.0%}", f"{CLIPPED_BAD:.0%}"),
             outlier_ratio=f"{OUTLIER_RATIO:g}",
@@ -137,6 +137,8 @@ def _tiles(report: Report, names: list[str]) -> list[dict[str, Any]]:
 
 def _roles(report: Report) -> str:
     count = {role: sum(layer.role == role for layer in report.layers) for role in ("key", "value")}
+    if sum(count.values()) < len(report.layers):
+        return ""
     return ", ".join(f"{n} {role}" for role, n in count.items() if n)
 
 
@@ -212,7 +214,7 @@ def _comparison(report: Report) -> dict[str, Any] | None:
 
 def _layers(report: Report, names: list[str]) -> Iterator[dict[str, Any]]:
     """One layer after the other, so that not all charts are held twice."""
-    first = report.reasons[0].layers[0] if report.reasons else None
+    first = _shown_first(report)
     for place, layer in enumerate(report.layers):
         quality = layer.quality
         content: dict[str, Any] = {
@@ -230,6 +232,13 @@ def _layers(report: Report, names: list[str]) -> Iterator[dict[str, Any]]:
         if quality is not None and layer.histogram is not None:
             content["charts"] = _charts(layer, quality)
         yield content
+
+
+def _shown_first(report: Report) -> int:
+    """The layer that is open: the worst one."""
+    if report.reasons:
+        return report.reasons[0].layers[0]
+    return min(range(len(report.layers)), key=lambda place: _sqnr_sort(report.layers[place].quality))
 
 
 def _brief(layer: ReportLayer) -> str:

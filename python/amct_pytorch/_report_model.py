@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -245,7 +246,7 @@ def _plain(value: Any) -> Any:
         return value.value
     if value is None or isinstance(value, (bool, int, str)):
         return value
-    if isinstance(value, float) or hasattr(value, "__float__"):
+    if isinstance(value, numbers.Real):
         number = float(value)
         return number if math.isfinite(number) else None
     return str(value)
@@ -273,12 +274,13 @@ def read_layers(
         others = {analysis.name: (records[analysis.name], analysis) for analysis in found}
     counted = {layer.name: layer for layer in counts.layers}
     names = dict.fromkeys([*counted, *factors])
+    roles: dict[str, str | None] = {}
     if config_file is not None:
-        listed = _core.read_config(config_file).layer_names
-        names = dict.fromkeys([*listed, *names])
+        roles = {name: role for name, _, role, _, _ in _core.read_config(config_file).places()}
+        names = dict.fromkeys([*roles, *names])
     layers = []
     for name in names:
-        layer = ReportLayer(name)
+        layer = ReportLayer(name, role=roles.get(name))
         if (seen := counted.get(name)) is not None:
             layer = dataclasses.replace(
                 layer,

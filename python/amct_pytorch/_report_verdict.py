@@ -191,10 +191,8 @@ def verdict_of(layers: Sequence[ReportLayer]) -> tuple[Severity, str]:
         return severity, "Good: the calibration saw what it should, and every layer keeps within the limits."
     if severity == Severity.LOOK:
         return severity, f"Look at {number_of(affected, 'layer')} before you ship these factors."
-    return (
-        severity,
-        (f"Do not ship: {number_of(affected, 'layer')} of {len(layers)} cannot be used as they are."),
-    )
+    are = "is" if affected == 1 else "are"
+    return severity, f"Do not ship: {affected} of {number_of(len(layers), 'layer')} {are} bad."
 
 
 def number_of(count: int, noun: str, nouns: str = "") -> str:

@@ -81,7 +81,7 @@ class TestModel:
         assert [layer.name for layer in found.layers] == DECODER_LAYERS
         assert findings(found, DECODER_LAYERS[2]) == {"not_reached": Severity.BAD}
         assert found.reasons[0].layers == [2, 3]
-        assert found.verdict == "Do not ship: 2 layers of 4 cannot be used as they are."
+        assert found.verdict == "Do not ship: 2 of 4 layers are bad."
 
     def test_layers_that_one_file_lacks(self, tmp_path: Path) -> None:
         record, counts = calibrated_files(tmp_path)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from amct_pytorch._cache_tap import observe_cache
 from amct_pytorch._core import LayerResult, NonFiniteError, __version__
+from amct_pytorch._report_model import Report
 from amct_pytorch.calibration import (
     CalibrationRun,
     calibrate,
@@ -38,6 +39,7 @@ from amct_pytorch.discovery import KVLayer, find_kv_layers
 from amct_pytorch.fake_quant import fake_quantize, fake_quantized
 from amct_pytorch.nn.module.quantization.quant_calibration_op import QuantCalibrationOp
 from amct_pytorch.record import KVFactors, read_record
+from amct_pytorch.report import report
 
 if TYPE_CHECKING:
     from amct_pytorch.kv_cache import FakeQuantizedCache as FakeQuantizedCache
@@ -56,6 +58,7 @@ __all__ = [
     "LayerResult",
     "NonFiniteError",
     "QuantCalibrationOp",
+    "Report",
     "__version__",
     "calibrate",
     "calibration_run",
@@ -68,6 +71,7 @@ __all__ = [
     "observe_cache",
     "read_record",
     "remove_quant_cali",
+    "report",
     "solve_counts",
 ]
 

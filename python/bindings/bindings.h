@@ -20,6 +20,7 @@ void bind_observe(nb::module_& module);
 void bind_record(nb::module_& module);
 void bind_session(nb::module_& module);
 void bind_store(nb::module_& module);
+void bind_counts(nb::module_& module);
 
 /// Any array with the DLPack or buffer protocol; kept alive by the caller while a view is in use.
 using Array = nb::ndarray<nb::ro>;

@@ -14,4 +14,5 @@ NB_MODULE(_core, module) {
   amct_python::bind_observe(module);
   amct_python::bind_session(module);
   amct_python::bind_store(module);
+  amct_python::bind_counts(module);
 }

@@ -276,7 +276,7 @@ def read_layers(
     names = dict.fromkeys([*counted, *factors])
     roles: dict[str, str | None] = {}
     if config_file is not None:
-        roles = {name: role for name, _, role, _, _ in _core.read_config(config_file).places()}
+        roles = {name: role for name, _, role, *_ in _core.read_config(config_file).places()}
         names = dict.fromkeys([*roles, *names])
     layers = []
     for name in names:

@@ -30,6 +30,7 @@ from amct_pytorch._command import (
     with_errors_in_a_line,
 )
 from amct_pytorch._command_quality import evaluate, recommend
+from amct_pytorch._command_report import report
 from amct_pytorch._core import __version__, read_config
 from amct_pytorch.calibration import CalibrationRun, create_quant_cali_config
 from amct_pytorch.calibration import calibrate as calibrate_model
@@ -63,6 +64,7 @@ def _options(version: Annotated[bool, typer.Option("--version", help="Show the v
 
 app.command()(evaluate)
 app.command()(recommend)
+app.command()(report)
 
 
 @app.command()

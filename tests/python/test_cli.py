@@ -311,3 +311,26 @@ class TestQuality:
         assert result.exit_code == 1
         assert words in result.stderr
         assert result.stderr.count("\n") == 1
+
+
+class TestReport:
+    def test_from_a_calibration_to_a_page(self, tmp_path: Path) -> None:
+        record, counts = str(tmp_path / "record.txt"), str(tmp_path / "all.counts")
+        options = ["--tap", "cache", "--granularity", "per_channel", "--record", record, "--counts", counts]
+        assert run("calibrate", *saved_model(tmp_path, "llama"), *options).exit_code == 0
+        page = tmp_path / "report.html"
+        result = run("report", "--record", record, "--counts", counts, "-o", str(page))
+        assert result.exit_code == 0, result.stderr
+        assert result.stdout.startswith(f"{page}: ")
+        assert "model.layers.0.self_attn.k_proj" in page.read_text()
+        arguments = ["--record", record, "--counts", counts, "-o", str(tmp_path / "report.json")]
+        evaluation = tmp_path / "evaluation.json"
+        evaluation.write_text('{"perplexity": 12.5}')
+        assert run("report", *arguments, "--format", "json", "--evaluation", str(evaluation)).exit_code == 0
+        assert json.loads((tmp_path / "report.json").read_text())["evaluation"] == {"perplexity": 12.5}
+
+    def test_what_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "bad").write_text("nothing")
+        result = run("report", "--record", "none", "--counts", "none", "--evaluation", str(tmp_path / "bad"))
+        assert result.exit_code == 1
+        assert "is not JSON" in result.stderr

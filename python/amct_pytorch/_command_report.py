@@ -1,0 +1,63 @@
+"""The command `amct-pytorch report`."""
+
+from __future__ import annotations
+
+import enum
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from amct_pytorch._command import fail, with_errors_in_a_line
+from amct_pytorch.report import report as write_report
+
+
+class ReportFormat(enum.StrEnum):
+    """What a report is written as."""
+
+    html = "html"
+    md = "md"
+    json = "json"
+
+
+@with_errors_in_a_line
+def report(
+    record: Annotated[Path, typer.Option(help="Record to report on.")],
+    counts: Annotated[Path, typer.Option(help="Counts file of the calibration (`calibrate --counts`).")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("report.html"),
+    compare: Annotated[Path | None, typer.Option(help="Another record, to compare with.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Configuration, which names layers that were never reached.")
+    ] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option(help="What `evaluate --json` wrote, for the summary.")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="Title of the report.")] = None,
+    output_format: Annotated[
+        ReportFormat, typer.Option("--format", help="What to write.")
+    ] = ReportFormat.html,
+) -> None:
+    """Show how the factors of a record sit on what was seen: verdict, layers, histograms, channels.
+
+    Example: amct-pytorch report --record record.txt --counts all.counts -o report.html
+    """
+    measured = None
+    if evaluation is not None:
+        try:
+            measured = json.loads(evaluation.read_text())
+        except ValueError as error:
+            fail(f"'{evaluation}' is not JSON: {error}")
+        if not isinstance(measured, dict):
+            fail(f"'{evaluation}' is not what `evaluate --json` writes")
+    found = write_report(
+        record,
+        counts,
+        output,
+        compare=compare,
+        config_file=config,
+        title=title,
+        format=output_format.value,
+        evaluation=measured,
+    )
+    typer.echo(f"{output}: {found.verdict}")

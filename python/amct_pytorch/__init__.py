@@ -26,26 +26,40 @@ from amct_pytorch.calibration import (
     remove_quant_cali,
 )
 from amct_pytorch.discovery import KVLayer, find_kv_layers
+from amct_pytorch.export import (
+    ExportReport,
+    Unrepresentable,
+    VerifyReport,
+    export_record,
+    runtimes,
+    verify_export,
+)
 from amct_pytorch.fake_quant import fake_quantize, fake_quantized
 from amct_pytorch.nn.module.quantization.quant_calibration_op import QuantCalibrationOp
 from amct_pytorch.record import KVFactors, read_record
 
 __all__ = [
     "CalibrationRun",
+    "ExportReport",
     "KVFactors",
     "KVLayer",
     "LayerResult",
     "NonFiniteError",
     "QuantCalibrationOp",
+    "Unrepresentable",
+    "VerifyReport",
     "__version__",
     "calibrate",
     "calibration_run",
     "create_quant_cali_config",
     "create_quant_cali_model",
+    "export_record",
     "fake_quantize",
     "fake_quantized",
     "find_kv_layers",
     "observe_cache",
     "read_record",
     "remove_quant_cali",
+    "runtimes",
+    "verify_export",
 ]

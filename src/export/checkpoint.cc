@@ -231,15 +231,15 @@ std::string Checkpoint::checkpoint_name(const std::string& projection) const {
                               "'; name it as the checkpoint does"));
 }
 
-void Checkpoint::rename(std::vector<ModelLayer>& layers) const {
-  for (ModelLayer& layer : layers) {
+void Checkpoint::rename(std::vector<AttentionLayer>& layers) const {
+  for (AttentionLayer& layer : layers) {
     layer.key_projection = checkpoint_name(layer.key_projection);
     layer.value_projection = checkpoint_name(layer.value_projection);
     layer.attention = layer.key_projection.substr(0, layer.key_projection.rfind('.'));
   }
 }
 
-bool Checkpoint::normalizes_keys(const ModelLayer& layer) const {
+bool Checkpoint::normalizes_keys(const AttentionLayer& layer) const {
   return std::ranges::any_of(
       std::array{".k_norm.weight", ".k_layernorm.weight", ".key_norm.weight"},
       [&](const char* norm) { return weights_.contains(layer.attention + norm); });

@@ -70,9 +70,9 @@ class Checkpoint {
   /// Gives the layers the names that the checkpoint has for them: models are wrapped, and the
   /// modules of a multimodal one are called otherwise than its weights. Throws ValueError where a
   /// layer has no weight, or several that fit as well.
-  void rename(std::vector<ModelLayer>& layers) const;
+  void rename(std::vector<AttentionLayer>& layers) const;
   /// Whether the attention module normalizes its keys after projecting them.
-  bool normalizes_keys(const ModelLayer& layer) const;
+  bool normalizes_keys(const AttentionLayer& layer) const;
 
  private:
   std::string checkpoint_name(const std::string& projection) const;

@@ -54,7 +54,7 @@ ExportReport write(std::span<const LayerRecord> layers, const ExportOptions& opt
   const Runtime runtime = compressed_tensors_runtime();
   ExportJob job = start_export(runtime, layers, options);
   std::int64_t heads = 1;
-  for (const ModelLayer& layer : job.layers) {
+  for (const AttentionLayer& layer : job.layers) {
     for (const LayerRecord* half : {&layer.key, &layer.value}) {
       heads = std::max(heads, static_cast<std::int64_t>(half->params.size()));
     }
@@ -65,13 +65,13 @@ ExportReport write(std::span<const LayerRecord> layers, const ExportOptions& opt
                      " heads, and the model has " + std::to_string(*job.heads));
   }
   CheckpointUpdate update;
-  const auto add = [&](const ModelLayer& layer, const LayerRecord& half, const char* name) {
+  const auto add = [&](const AttentionLayer& layer, const LayerRecord& half, const char* name) {
     NewTensor tensor{tensor_name(layer.attention, name), {1}, {}};
     if (per_head) tensor.shape = {heads, 1, 1};
     for (const QuantParams& params : spread(half, heads)) tensor.values.push_back(params.scale);
     update.tensors.push_back(std::move(tensor));
   };
-  for (const ModelLayer& layer : job.layers) {
+  for (const AttentionLayer& layer : job.layers) {
     add(layer, layer.key, "k_scale");
     add(layer, layer.value, "v_scale");
   }

@@ -95,7 +95,7 @@ void look_at_taps(const Runtime& runtime, const ExportOptions& options, ExportJo
                   Refusal* refusal) {
   if (!runtime.capability.quantizes_what_is_stored) return;
   bool warned = false;
-  for (const ModelLayer& layer : job->layers) {
+  for (const AttentionLayer& layer : job->layers) {
     if (layer.key.tap == Tap::kCache || options.allow_linear_tap) continue;
     if (granularity_of(layer.key) == Granularity::kPerChannel) {
       refusal->early_keys(layer.key,
@@ -120,7 +120,7 @@ void look_for_gaps(ExportJob* job) {
   const auto missing_up_to = [&](std::int64_t end) {
     while (expected < end && missing.size() < 4) missing.push_back(expected++);
   };
-  for (const ModelLayer& layer : job->layers) {
+  for (const AttentionLayer& layer : job->layers) {
     missing_up_to(layer.index);
     expected = layer.index + 1;
   }
@@ -165,7 +165,7 @@ ExportJob start_export(const Runtime& runtime, std::span<const LayerRecord> laye
     if (!job.head_dim) job.head_dim = job.checkpoint->model().head_dim;
   }
   Refusal refusal(runtime);
-  for (ModelLayer& layer : job.layers) {
+  for (AttentionLayer& layer : job.layers) {
     for (LayerRecord* half : {&layer.key, &layer.value}) {
       *half = coarsened(std::move(*half), job.heads);
       refusal.look_at(*half);
@@ -174,7 +174,7 @@ ExportJob start_export(const Runtime& runtime, std::span<const LayerRecord> laye
   look_at_taps(runtime, options, &job, &refusal);
   refusal.throw_if_any();
   const Grid& first = job.layers.front().key.grid;
-  for (const ModelLayer& layer : job.layers) {
+  for (const AttentionLayer& layer : job.layers) {
     for (const LayerRecord* half : {&layer.key, &layer.value}) {
       if (half->grid == first) continue;
       throw ValueError("layer '" + half->name + "' is " + std::string(half->grid.name) +
@@ -186,7 +186,7 @@ ExportJob start_export(const Runtime& runtime, std::span<const LayerRecord> laye
   return job;
 }
 
-float merged_scale(const ModelLayer& layer, ExportReport* report) {
+float merged_scale(const AttentionLayer& layer, ExportReport* report) {
   const float key = layer.key.params.front().scale;
   const float value = layer.value.params.front().scale;
   const float larger = std::max(key, value);
@@ -199,6 +199,24 @@ float merged_scale(const ModelLayer& layer, ExportReport* report) {
                                " times coarser than it was calibrated");
   }
   return larger;
+}
+
+void warn_of_rounding(const ExportOptions& options, ExportJob* job) {
+  std::optional<DType> dtype = options.model_dtype;
+  if (!dtype && job->checkpoint) dtype = job->checkpoint->model().dtype;
+  if (!dtype) return;
+  for (const AttentionLayer& layer : job->layers) {
+    for (const LayerRecord* half : {&layer.key, &layer.value}) {
+      const auto is_lost = [&](const QuantParams& params) {
+        return !keeps(*dtype, static_cast<double>(params.scale));
+      };
+      const auto lost = std::ranges::find_if(half->params, is_lost);
+      if (lost == half->params.end()) continue;
+      job->report.warnings.push_back("layer '" + half->name + "': the runtime keeps scales in " +
+                                     std::string(name_of(*dtype)) + ", which has no number near " +
+                                     plain_decimal(lost->scale));
+    }
+  }
 }
 
 std::string plain_decimal(float value) {
@@ -220,6 +238,11 @@ double round_to(DType dtype, double x) {
   const double step = std::ldexp(1.0, std::max(exponent - 1, smallest) - mantissa);
   const double rounded = std::nearbyint(x / step) * step;
   return std::fabs(rounded) > largest ? std::copysign(HUGE_VAL, x) : rounded;
+}
+
+bool keeps(DType dtype, double x) {
+  constexpr double kTolerable = 0.01;
+  return std::fabs(round_to(dtype, x) - x) <= kTolerable * std::fabs(x);
 }
 
 double precision_of(DType dtype) {

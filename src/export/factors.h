@@ -16,7 +16,7 @@ namespace amct {
 
 /// What an exporter starts from.
 struct ExportJob {
-  std::vector<ModelLayer> layers;  ///< in their coarsest form, named as the checkpoint does
+  std::vector<AttentionLayer> layers;  ///< in their coarsest form, named as the checkpoint does
   std::optional<Checkpoint> checkpoint;
   std::optional<std::int64_t> heads;
   std::optional<std::int64_t> head_dim;
@@ -30,13 +30,19 @@ ExportJob start_export(const Runtime& runtime, std::span<const LayerRecord> laye
 
 /// The larger of a layer's two scales per tensor, for runtimes that have one for both; a note
 /// that both layers' precision is that of the larger, a warning where they differ by more than 2.
-float merged_scale(const ModelLayer& layer, ExportReport* report);
+float merged_scale(const AttentionLayer& layer, ExportReport* report);
+
+/// Warns of scales that the model's type, where it is known, has no number near: for runtimes that
+/// keep factors in it.
+void warn_of_rounding(const ExportOptions& options, ExportJob* job);
 
 /// "0.000095": no exponent, and the fewest digits that give the same float32.
 std::string plain_decimal(float value);
 
 /// The value nearest to x in `dtype`, half to even; infinite where it overflows.
 double round_to(DType dtype, double x);
+/// Whether `dtype` has a number within 1 % of x; bfloat16 keeps 0.4 % of those in its range.
+bool keeps(DType dtype, double x);
 /// Relative precision of a number kept in `dtype`; 0 for float32, which a record has.
 double precision_of(DType dtype);
 

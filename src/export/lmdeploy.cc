@@ -49,8 +49,10 @@ ExportReport write(std::span<const LayerRecord> layers, const ExportOptions& opt
   const Runtime runtime = lmdeploy_runtime();
   require_output_file(runtime, options);
   ExportJob job = start_export(runtime, layers, options);
+  warn_of_rounding(options, &job);
   std::string text(kHeading);
-  for (const ModelLayer& layer : job.layers) text += entry_of(layer.key) + entry_of(layer.value);
+  for (const AttentionLayer& layer : job.layers)
+    text += entry_of(layer.key) + entry_of(layer.value);
   write_reported(options.output, text,
                  "factors of " + std::to_string(job.layers.size()) +
                      " layers as record text, offsets with their sign turned",

@@ -128,7 +128,7 @@ std::vector<LayerPlace> layer_places(std::span<const LayerRecord> layers, std::s
   }
 }
 
-std::vector<ModelLayer> model_layers(std::span<const LayerRecord> layers) {
+std::vector<AttentionLayer> model_layers(std::span<const LayerRecord> layers) {
   std::string reason;
   const std::vector<LayerPlace> places = layer_places(layers, &reason);
   if (places.empty()) throw ValueError(reason);
@@ -142,7 +142,7 @@ std::vector<ModelLayer> model_layers(std::span<const LayerRecord> layers) {
     }
     halves[places[i].index].at(places[i].role == KVRole::kKey ? 0 : 1) = &layers[i];
   }
-  std::vector<ModelLayer> result;
+  std::vector<AttentionLayer> result;
   for (const auto& [index, half] : halves) {
     const auto [key, value] = half;
     if (key == nullptr || value == nullptr) {

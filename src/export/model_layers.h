@@ -26,7 +26,7 @@ struct LayerName {
 LayerName parse_layer_name(std::string_view name);
 
 /// One attention layer.
-struct ModelLayer {
+struct AttentionLayer {
   std::int64_t index = 0;
   std::string attention;         ///< path of its module
   std::string key_projection;    ///< path of the module with the weight
@@ -40,7 +40,7 @@ struct ModelLayer {
 /// Throws ValueError where a number or role cannot be told, a layer is there twice or half, there
 /// is none, or the layer is of multi-head latent attention, whose cache no static factors are read
 /// for.
-std::vector<ModelLayer> model_layers(std::span<const LayerRecord> layers);
+std::vector<AttentionLayer> model_layers(std::span<const LayerRecord> layers);
 
 /// Where `model_layers` knows a layer's place: its number and role; nothing where it would throw.
 struct LayerPlace {

@@ -36,7 +36,7 @@ ExportReport write(std::span<const LayerRecord> layers, const ExportOptions& opt
   const Runtime runtime = modelopt_runtime();
   ExportJob job = start_export(runtime, layers, options);
   CheckpointUpdate update;
-  for (const ModelLayer& layer : job.layers) {
+  for (const AttentionLayer& layer : job.layers) {
     // Scalars: of no dimensions.
     update.tensors.push_back(
         {layer.attention + ".k_proj.k_scale", {}, {layer.key.params.front().scale}});

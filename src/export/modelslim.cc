@@ -81,7 +81,7 @@ Json base_description(const ExportJob& job) {
 ExportReport write_modelslim(const Runtime& runtime, ExportJob&& job,
                              const ExportOptions& options) {
   CheckpointUpdate update;
-  for (const ModelLayer& layer : job.layers) {
+  for (const AttentionLayer& layer : job.layers) {
     add_tensors(job, layer.attention, layer.key, kKeyScale, kKeyOffset, &update.tensors);
     add_tensors(job, layer.attention, layer.value, kValueScale, kValueOffset, &update.tensors);
   }

@@ -175,7 +175,7 @@ std::string to_npz(std::span<const NpyArray> arrays) {
   contents.reserve(arrays.size());
   for (const NpyArray& array : arrays) {
     if (array.name.find('\0') != std::string::npos)
-      fail(array.name, "a name holds a NUL character");
+      fail(where, "the name of a layer holds a NUL character");
     const std::string& content = contents.emplace_back(npy_of(array.values));
     Source source(zip_source_buffer(archive.get(), content.data(), content.size(), 0));
     if (!source) fail(where, zip_strerror(archive.get()));

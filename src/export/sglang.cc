@@ -39,7 +39,7 @@ ExportReport write(std::span<const LayerRecord> layers, const ExportOptions& opt
                      std::to_string(job.layers.back().index));
   }
   Json factors = Json::object();
-  for (const ModelLayer& layer : job.layers) {
+  for (const AttentionLayer& layer : job.layers) {
     factors[std::to_string(layer.index)] = json_number(merged_scale(layer, &job.report));
   }
   Json json = Json::object();

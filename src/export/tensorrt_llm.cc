@@ -39,7 +39,7 @@ ExportReport write(std::span<const LayerRecord> layers, const ExportOptions& opt
   const Runtime runtime = tensorrt_llm_runtime();
   ExportJob job = start_export(runtime, layers, options);
   CheckpointUpdate update;
-  for (const ModelLayer& layer : job.layers) {
+  for (const AttentionLayer& layer : job.layers) {
     const float scale = merged_scale(layer, &job.report);
     update.tensors.push_back({layer.attention + ".k_proj.k_scale", {}, {scale}});
     update.tensors.push_back({layer.attention + ".v_proj.v_scale", {}, {scale}});

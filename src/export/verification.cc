@@ -125,7 +125,7 @@ VerifyReport finish(Verification&& verification, bool may_merge) {
     if (!verification.record.empty()) factors.match = Match::kMissing;
   }
   std::vector<EffectiveFactors> missing;
-  for (const ModelLayer& layer : verification.record) {
+  for (const AttentionLayer& layer : verification.record) {
     for (const KVRole role : {KVRole::kKey, KVRole::kValue}) {
       const LayerRecord& half = role == KVRole::kKey ? layer.key : layer.value;
       const LayerRecord& other = role == KVRole::kKey ? layer.value : layer.key;
@@ -180,8 +180,7 @@ std::vector<double> rounded_scales(Verification& verification, const std::string
   bool told = false;
   for (const double scale : scales) {
     rounded.push_back(round_to(verification.dtype, scale));
-    constexpr double kTolerable = 0.01;  // bfloat16 keeps 0.4 %
-    if (!told && std::fabs(rounded.back() - scale) > kTolerable * scale) {
+    if (!told && !keeps(verification.dtype, scale)) {
       verification.wrong(key, number_text(rounded.back()),
                          "kept in " + std::string(name_of(verification.dtype)) +
                              ", which has no number near " + number_text(scale));

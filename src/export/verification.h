@@ -18,8 +18,8 @@ namespace amct {
 /// What a reader knows before it reads.
 struct Verification {
   VerifyReport report;
-  std::vector<ModelLayer> record;  ///< laid out; empty where none was given
-  ModelConfig model;               ///< of the checkpoint, the options' numbers in place of its own
+  std::vector<AttentionLayer> record;  ///< laid out; empty where none was given
+  ModelConfig model;  ///< of the checkpoint, the options' numbers in place of its own
   DType dtype = DType::kBFloat16;
 
   void used(const std::string& key, const std::string& value, const std::string& why);

@@ -39,7 +39,8 @@ ExportReport write(std::span<const LayerRecord> layers, const ExportOptions& opt
         "vllm-ascend wants every weight described: give the checkpoint folder as the model");
   }
   ExportJob job = start_export(runtime, layers, options);
-  for (const ModelLayer& layer : job.layers) {
+  warn_of_rounding(options, &job);
+  for (const AttentionLayer& layer : job.layers) {
     if (layer_by_digits(layer.attention + std::string(kKeyScale)) != layer.index) {
       throw ValueError("vllm-ascend would not take '" + layer.attention + "' for layer " +
                        std::to_string(layer.index) +

@@ -29,7 +29,7 @@ std::optional<std::int64_t> positive(const Json& json) {
 /// others ("consolidated...") are not among them.
 std::vector<std::string> shards_in(const std::string& folder) {
   std::error_code failure;
-  fs::directory_iterator entries(folder, failure);
+  const fs::directory_iterator entries(folder, failure);
   if (failure) throw IoError(failure.value(), "read", folder);
   std::vector<std::string> names;
   for (const fs::directory_entry& entry : entries) {
@@ -205,10 +205,10 @@ std::string Checkpoint::checkpoint_name(const std::string& projection) const {
   if (weights_.contains(projection + std::string(kWeight))) return projection;
   const std::vector<std::string_view> parts = parts_of(projection);
   // What must agree: the number and all behind it, which tells the layer and the module in it.
-  const auto number = std::find_if(parts.rbegin(), parts.rend(), [](std::string_view part) {
-    return !parse_layer_name(part).numbers.empty();
-  });
-  const auto needed = static_cast<std::size_t>(number - parts.rbegin()) + 1;
+  std::size_t needed = 1;
+  while (needed <= parts.size() && parse_layer_name(parts[parts.size() - needed]).numbers.empty()) {
+    ++needed;
+  }
   using Score = std::tuple<std::size_t, std::size_t>;
   Score best{0, 0};
   std::vector<std::string> found;

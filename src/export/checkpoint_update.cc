@@ -108,11 +108,10 @@ void write_update(const Runtime& runtime, ExportJob* job, const ExportOptions& o
   if (job->checkpoint) index = job->checkpoint->index_with(update.tensors);
   write_in(folder, kShardName, to_safetensors(update.tensors),
            std::to_string(update.tensors.size()) + " tensors of factors", report);
-  if (index) {
-    write_in(
-        folder, job->checkpoint->index_name(), to_json_text(*index),
-        job->checkpoint->has_index() ? "the index, with these tensors" : "an index of all tensors",
-        report);
+  if (index && job->checkpoint) {
+    const bool had_one = job->checkpoint->has_index();
+    write_in(folder, job->checkpoint->index_name(), to_json_text(*index),
+             had_one ? "the index, with these tensors" : "an index of all tensors", report);
   }
   for (const auto& [name, json] : update.files) {
     write_in(folder, name, to_json_text(json), "what is quantized, and how", report);

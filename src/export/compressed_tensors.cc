@@ -159,16 +159,19 @@ void read_half(Verification& v, const std::string& attention, KVRole role,
   if (!scale) {
     v.wrong(attention, "1.0",
             "has no scale of " + std::string(name_of(role)) + "s: 1 is used, without a warning");
-    return add_factors(v, attention, role, kFp8E4M3, {1.0}, "default", 0);
+    add_factors(v, attention, role, kFp8E4M3, {1.0}, "default", 0);
+    return;
   }
   const auto count = static_cast<std::int64_t>(scale->values.size());
   if (!per_head && count != 1) {
-    return v.fatal(scale->name, std::to_string(count) + " elements where one is expected");
+    v.fatal(scale->name, std::to_string(count) + " elements where one is expected");
+    return;
   }
   if (per_head && v.model.heads && count != *v.model.heads) {
     if (count != 1) {
-      return v.fatal(scale->name, std::to_string(count) + " elements for " +
-                                      std::to_string(*v.model.heads) + " heads");
+      v.fatal(scale->name,
+              std::to_string(count) + " elements for " + std::to_string(*v.model.heads) + " heads");
+      return;
     }
     v.wrong(scale->name, range_text(scale->values), "one element serves all heads, silently");
   }

@@ -26,7 +26,7 @@ class IndexedMap : public nlohmann::ordered_map<Key, T, Less, Allocator> {
 
   template <class K>
   std::pair<iterator, bool> emplace(K&& key, T&& value) {
-    const iterator found = find(key);
+    const auto found = find(key);
     if (found != this->end()) return {found, false};
     Base::Container::emplace_back(std::forward<K>(key), std::move(value));
     if (!positions_.empty()) positions_.emplace(this->back().first, this->size() - 1);

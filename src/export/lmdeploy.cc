@@ -61,10 +61,10 @@ ExportReport write(std::span<const LayerRecord> layers, const ExportOptions& opt
   job.report.notes.push_back("start lmdeploy with ASCEND_QUANT_RECORD_FILE=" +
                              std::filesystem::absolute(options.output, ignored).string() +
                              " and device_type='ascend', eager_mode=True, quant_policy=8");
-  job.report.notes.push_back(
+  job.report.notes.emplace_back(
       "dlinfer from pull request 276 (November 2025) on reads the quantized cache without these "
       "factors in decoding, from 282 on everywhere; use a version before");
-  job.report.notes.push_back(
+  job.report.notes.emplace_back(
       "lmdeploy counts the caches of a worker: with pipeline parallelism no file fits them all");
   return std::move(job.report);
 }
@@ -115,12 +115,11 @@ class Scanner {
   bool take_number(std::string* number, bool point) {
     skip_space();
     const std::size_t start = at_;
-    while (at_ < text_.size()) {
-      const char c = text_[at_];
-      const bool sign = c == '-' && (point || at_ == start);
-      if (!sign && !(c == '.' && point) && (c < '0' || c > '9')) break;
-      ++at_;
-    }
+    const auto belongs = [&](char c) {
+      if (c == '-') return point || at_ == start;
+      return (c == '.' && point) || (c >= '0' && c <= '9');
+    };
+    while (at_ < text_.size() && belongs(text_[at_])) ++at_;
     *number = text_.substr(start, at_ - start);
     if (number->empty() || (!point && *number == "-")) return false;
     if (point) skip_space();
@@ -200,7 +199,10 @@ void check_as_record(Verification& v, const std::string& path, const std::vector
   }
   std::string reason;
   const std::vector<LayerPlace> places = layer_places(layers, &reason);
-  if (places.empty()) return v.note("the order of the layers cannot be checked: " + reason);
+  if (places.empty()) {
+    v.note("the order of the layers cannot be checked: " + reason);
+    return;
+  }
   for (std::size_t i = 0; i + 1 < places.size(); ++i) {
     const bool in_order = std::pair(places[i].index, places[i].role) <
                           std::pair(places[i + 1].index, places[i + 1].role);
@@ -223,7 +225,8 @@ void add_layer(Verification& v, std::size_t ordinal, KVRole role, const Pair& pa
   const std::optional<double> scale = to_float(pair.scale);
   const std::optional<double> zero = to_float(pair.offset);
   if (!scale || !zero) {
-    return v.fatal(pair.key, "'" + pair.scale + "' is no number for Python: ValueError");
+    v.fatal(pair.key, "'" + pair.scale + "' is no number for Python: ValueError");
+    return;
   }
   EffectiveFactors factors;
   factors.layer =

@@ -21,9 +21,11 @@ ExportReport write(std::span<const LayerRecord> layers, const ExportOptions& opt
 void read_half(Verification& v, const ModelSlimFolder& folder, const std::string& attention,
                std::int64_t layer, KVRole role) {
   const auto factors = factors_in(folder, attention, role, &v.report.findings);
-  if (!factors || !check_scales(v, factors->scale_name, factors->scale)) return;
+  if (!factors || !folder.description) return;
+  if (!check_scales(v, factors->scale_name, factors->scale)) return;
   if (member(*folder.description, factors->scale_name) != "C8") {
-    return v.wrong(factors->scale_name, "", "is not described as \"C8\"");
+    v.wrong(factors->scale_name, "", "is not described as \"C8\"");
+    return;
   }
   const auto is_code = [](double offset) {
     return std::floor(offset) == offset && offset >= kInt8.qmin && offset <= kInt8.qmax;

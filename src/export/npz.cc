@@ -39,7 +39,9 @@ std::u32string to_utf32(std::string_view text) {
   std::u32string result;
   for (std::size_t i = 0; i < text.size();) {
     const auto lead = static_cast<unsigned char>(text[i]);
-    const int more = lead < 0x80 ? 0 : lead < 0xE0 ? 1 : lead < 0xF0 ? 2 : 3;
+    int more = 0;  // bytes that follow
+    if (lead >= 0xC0) more = lead < 0xE0 ? 1 : 2;
+    if (lead >= 0xF0) more = 3;
     char32_t code = more == 0 ? lead : lead & (0x3FU >> more);
     for (++i; i < text.size() && (static_cast<unsigned char>(text[i]) & 0xC0U) == 0x80U; ++i) {
       code = (code << 6) | (static_cast<unsigned char>(text[i]) & 0x3FU);
@@ -112,7 +114,7 @@ std::string npy_of(const NpyValues& values) {
 template <typename T>
 std::vector<T> elements(std::string_view bytes) {
   std::vector<T> values(bytes.size() / sizeof(T));
-  std::memcpy(values.data(), bytes.data(), values.size() * sizeof(T));
+  bytes.copy(reinterpret_cast<char*>(values.data()), values.size() * sizeof(T));
   return values;
 }
 
@@ -222,8 +224,10 @@ std::vector<NpyArray> read_npz(const std::string& path) {
       fail(path, zip_strerror(archive.get()));
     const std::string name = (info.valid & ZIP_STAT_NAME) != 0 ? info.name : "";
     const std::string where = path + ": " + name;
-    if ((info.valid & ZIP_STAT_SIZE) == 0 || info.size > kMaxArray ||
-        (total += info.size) > kMaxArchive) {
+    if ((info.valid & ZIP_STAT_SIZE) == 0 || info.size > kMaxArray)
+      fail(where, "too large for factors");
+    total += info.size;
+    if (total > kMaxArchive) {
       fail(where, "too large for factors");
     }
     if (!name.ends_with(kExtension)) continue;

@@ -68,13 +68,17 @@ void read_plain_layer(PlainVerification& plain, const Json& entry,
   Verification& v = plain.v;
   const Json& dst_type = member(entry, "dst_type");
   const Grid* grid = dst_type.is_string() ? find_grid(dst_type.get<std::string>()) : nullptr;
-  if (grid == nullptr) return v.fatal(layer.name, "dst_type is not known: " + dst_type.dump());
+  if (grid == nullptr) {
+    v.fatal(layer.name, "dst_type is not known: " + dst_type.dump());
+    return;
+  }
   layer.grid = *grid;
   layer.params = std::move(params);
   layer.per_head = member(entry, "granularity") == "per_head";
   if (member(entry, "granularity") != name_of(granularity_of(layer))) {
-    return v.fatal(layer.name, "granularity does not fit " + std::to_string(layer.params.size()) +
-                                   " factors: " + member(entry, "granularity").dump());
+    v.fatal(layer.name, "granularity does not fit " + std::to_string(layer.params.size()) +
+                            " factors: " + member(entry, "granularity").dump());
+    return;
   }
   if (member(entry, "tap") == "cache") layer.tap = Tap::kCache;
   if (member(entry, "role") == "key") layer.role = KVRole::kKey;

@@ -103,11 +103,18 @@ double precision_of_type(const std::string& dtype) {
 void report_unused(Verification& v, const std::string& name, const std::string& parameter,
                    const NameRule& rule) {
   const std::string_view last = last_part(parameter);
-  if (holds(kZeroPoints, last)) return v.ignored(name, "zero points are loaded and not used");
-  if (last == "q_scale") return v.ignored(name, "of queries, which are not in the cache");
+  if (holds(kZeroPoints, last)) {
+    v.ignored(name, "zero points are loaded and not used");
+    return;
+  }
+  if (last == "q_scale") {
+    v.ignored(name, "of queries, which are not in the cache");
+    return;
+  }
   if (is_pair_scale(last) || !rule.unknown_is_fatal) {
-    return v.wrong(name, "",
-                   "becomes '" + parameter + "', which no attention module has: it is passed over");
+    v.wrong(name, "",
+            "becomes '" + parameter + "', which no attention module has: it is passed over");
+    return;
   }
   v.fatal(name, "there is no parameter of that name: loading fails");
 }
@@ -196,21 +203,26 @@ void add_scalar_pair(Verification& v, const std::string& attention, const Attent
   for (const auto* scale : {&scales.key, &scales.value}) {
     if (!*scale) continue;
     if ((*scale)->values.size() != 1) {
-      return v.fatal((*scale)->name, "has " + std::to_string((*scale)->values.size()) +
-                                         " elements, and one is expected: ValueError");
+      v.fatal((*scale)->name, "has " + std::to_string((*scale)->values.size()) +
+                                  " elements, and one is expected: ValueError");
+      return;
     }
     if (!check_scales(v, (*scale)->name, (*scale)->values)) return;
   }
   if (!scales.key && !scales.value) {
     v.wrong(attention, "1.0", "has no scales: 1 is used");
   } else if (!scales.key) {
-    return v.fatal(attention, "has a scale of values and none of keys: an assertion fails");
+    v.fatal(attention, "has a scale of values and none of keys: an assertion fails");
+    return;
   } else if (!scales.value) {
     v.wrong(attention, range_text(scales.key->values),
             "has no scale of values: that of keys is used for both");
   }
   const auto add = [&](KVRole role, const std::optional<ScaleTensor>& scale) {
-    if (!scale) return add_factors(v, attention, role, kFp8E4M3, {1.0}, "default", 0);
+    if (!scale) {
+      add_factors(v, attention, role, kFp8E4M3, {1.0}, "default", 0);
+      return;
+    }
     add_factors(v, attention, role, kFp8E4M3, scale->values, scale->name, scale->precision);
   };
   if (scales.key) v.used(scales.key->name, range_text(scales.key->values), "x' = q * scale");

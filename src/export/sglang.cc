@@ -99,23 +99,35 @@ void read_file(Verification& v, const std::string& path, const VerifyOptions& op
   try {
     json = read_json_object(path);
   } catch (const ValueError& error) {
-    return unread(v, "", error.what());
+    unread(v, "", error.what());
+    return;
   }
   const Json& type = member(json, "model_type");
-  if (!json.contains("model_type")) return unread(v, "model_type", "is missing");
+  if (!json.contains("model_type")) {
+    unread(v, "model_type", "is missing");
+    return;
+  }
   if (!v.model.model_type.empty() && type != v.model.model_type) {
-    return unread(v, "model_type", "is not " + v.model.model_type);
+    unread(v, "model_type", "is not " + v.model.model_type);
+    return;
   }
   const Json& cache = member(json, "kv_cache");
-  if (member(cache, "dtype") != kDType) return unread(v, "dtype", "is not float8_e4m3fn");
+  if (member(cache, "dtype") != kDType) {
+    unread(v, "dtype", "is not float8_e4m3fn");
+    return;
+  }
   const Json& ranks = member(cache, "scaling_factor");
   if (!ranks.is_object() || std::cmp_not_equal(ranks.size(), options.ranks)) {
-    return unread(v, "scaling_factor", "does not hold " + std::to_string(options.ranks) + " ranks");
+    unread(v, "scaling_factor", "does not hold " + std::to_string(options.ranks) + " ranks");
+    return;
   }
   std::optional<std::map<std::int64_t, double>> first;
   for (std::int64_t rank = 0; rank < options.ranks; ++rank) {
     const Json& of_rank = member(ranks, std::to_string(rank));
-    if (!of_rank.is_object()) return unread(v, "scaling_factor", "lacks a rank");
+    if (!of_rank.is_object()) {
+      unread(v, "scaling_factor", "lacks a rank");
+      return;
+    }
     const auto factors = factors_of(v, of_rank);
     if (!factors) return;
     if (first && *first != *factors) v.wrong("scaling_factor", "", "the ranks differ");

@@ -97,13 +97,16 @@ void sort_in(Verification& v, const FolderTensors& tensors, const std::string& n
   const auto values = tensors.read(name, &v.report.findings);
   if (!values) return;
   if (values->size() != 1) {
-    return v.fatal(name,
-                   "has " + std::to_string(values->size()) + " elements; it must be a scalar");
+    v.fatal(name, "has " + std::to_string(values->size()) + " elements; it must be a scalar");
+    return;
   }
   const double value = values->front();
   const auto inverse = 1.0F / static_cast<float>(value);
   if (!check_scales(v, name, *values)) return;
-  if (!std::isfinite(inverse)) return v.fatal(name, "its reciprocal is not finite");
+  if (!std::isfinite(inverse)) {
+    v.fatal(name, "its reciprocal is not finite");
+    return;
+  }
   Found& entry = (*found)[module];
   entry.source = entry.source.empty() ? name : entry.source + ", " + name;
   const std::string& dtype = tensors.tensors().at(name).second.dtype;
@@ -134,7 +137,8 @@ std::optional<Grid> read_grid(Verification& v, const std::string& folder) {
   v.used("kv_cache_quant_algo", algo.dump(), "what the cache stores");
   if (algo == "INT8") return kInt8;
   if (algo == "FP8") return kFp8E4M3;
-  if (algo.is_null() || algo == "" || algo == "none" || algo == "null") {
+  const std::string name = algo.is_string() ? algo.get<std::string>() : algo.dump();
+  if (name.empty() || name == "none" || name == "null") {
     v.wrong("kv_cache_quant_algo", algo.dump(), "the cache stays plain");
   } else {
     v.fatal("kv_cache_quant_algo", algo.dump() + " is not INT8 or FP8");
@@ -146,7 +150,8 @@ void add_layer(Verification& v, const std::string& module, const Found& found, c
   double scale = found.both.value_or(0);
   if (!found.both) {
     if (found.keys.empty() || found.values.empty()) {
-      return v.fatal(module, "has a scale of keys or of values alone; both must be there");
+      v.fatal(module, "has a scale of keys or of values alone; both must be there");
+      return;
     }
     const double keys = *std::ranges::max_element(found.keys);
     const double values = *std::ranges::max_element(found.values);
@@ -156,7 +161,10 @@ void add_layer(Verification& v, const std::string& module, const Found& found, c
     }
   }
   const LayerName name = parse_layer_name(module);
-  if (name.numbers.empty()) return v.fatal(module, "holds no number of a layer");
+  if (name.numbers.empty()) {
+    v.fatal(module, "holds no number of a layer");
+    return;
+  }
   for (const KVRole role : {KVRole::kKey, KVRole::kValue}) {
     EffectiveFactors factors;
     factors.layer = name.numbers.front();

@@ -57,11 +57,10 @@ std::string difference(const std::vector<double>& scale, const std::vector<doubl
 
 /// Whether the factors are those of the layer's other half, which are larger.
 bool is_merged(const EffectiveFactors& factors, const LayerRecord& record,
-               const LayerRecord& other_half) {
-  return factors.grid == record.grid && record.params.size() == 1 &&
-         other_half.params.size() == 1 &&
-         other_half.params.front().scale > record.params.front().scale &&
-         difference(factors.scale, factors.offset, other_half, factors.precision).empty();
+               const LayerRecord& larger) {
+  return factors.grid == record.grid && record.params.size() == 1 && larger.params.size() == 1 &&
+         larger.params.front().scale > record.params.front().scale &&
+         difference(factors.scale, factors.offset, larger, factors.precision).empty();
 }
 
 }  // namespace
@@ -128,7 +127,7 @@ VerifyReport finish(Verification&& verification, bool may_merge) {
   for (const AttentionLayer& layer : verification.record) {
     for (const KVRole role : {KVRole::kKey, KVRole::kValue}) {
       const LayerRecord& half = role == KVRole::kKey ? layer.key : layer.value;
-      const LayerRecord& other = role == KVRole::kKey ? layer.value : layer.key;
+      const LayerRecord& beside = role == KVRole::kKey ? layer.value : layer.key;
       const auto found = by_place.find({layer.index, role});
       if (found == by_place.end()) {
         EffectiveFactors& factors = missing.emplace_back();
@@ -141,7 +140,7 @@ VerifyReport finish(Verification&& verification, bool may_merge) {
       } else {
         compare_to(found->second, half);
         if (may_merge && found->second->match == Match::kDifferent &&
-            is_merged(*found->second, half, other)) {
+            is_merged(*found->second, half, beside)) {
           found->second->match = Match::kMerged;
         }
       }

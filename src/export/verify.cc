@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 
 #include "export/json_file.h"
 #include "export/verification.h"
@@ -42,9 +43,9 @@ std::string text_of(const EffectiveFactors& factors) {
 Json numbers(const std::vector<double>& values) {
   Json list = Json::array();
   for (const double value : values) {
-    // Infinity and NaN are no JSON.
     const auto narrow = static_cast<float>(value);
-    const bool is_narrow = static_cast<double>(narrow) == value && value - value == 0;
+    // Infinity and NaN are no JSON.
+    const bool is_narrow = std::isfinite(value) && static_cast<double>(narrow) == value;
     list.push_back(is_narrow ? json_number(narrow) : Json(value));
   }
   return list;

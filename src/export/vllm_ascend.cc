@@ -77,6 +77,7 @@ bool check_description(Verification& v, const ModelSlimFolder& folder,
 
 /// Every linear layer must be described; what has two dimensions is one, or an embedding.
 void check_weights(Verification& v, const ModelSlimFolder& folder) {
+  if (!folder.description) return;
   std::size_t missing = 0;
   std::string first;
   for (const auto& [name, place] : folder.tensors.tensors()) {
@@ -97,12 +98,15 @@ void read_half(Verification& v, const ModelSlimFolder& folder, const std::string
   const std::string& name = factors->scale_name;
   const std::size_t count = factors->scale.size();
   const bool is_known = v.model.heads && v.model.head_dim;
-  if (count == 1 && !(is_known && *v.model.heads * *v.model.head_dim == 1)) {
-    return v.fatal(name, "one element fails at the first forward; every channel needs its own");
+  const std::int64_t channels = is_known ? *v.model.heads * *v.model.head_dim : 0;
+  if (count == 1 && channels != 1) {
+    v.fatal(name, "one element fails at the first forward; every channel needs its own");
+    return;
   }
-  if (is_known && std::cmp_not_equal(count, *v.model.heads * *v.model.head_dim)) {
-    return v.fatal(name, std::to_string(count) + " factors for " + std::to_string(*v.model.heads) +
-                             " heads of " + std::to_string(*v.model.head_dim));
+  if (is_known && std::cmp_not_equal(count, channels)) {
+    v.fatal(name, std::to_string(count) + " factors for " + std::to_string(*v.model.heads) +
+                      " heads of " + std::to_string(*v.model.head_dim));
+    return;
   }
   if (!check_scales(v, name, factors->scale)) return;
   if (std::ranges::any_of(factors->offset, [](double offset) { return offset != 0; })) {

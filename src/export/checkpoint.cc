@@ -25,23 +25,6 @@ std::optional<std::int64_t> positive(const Json& json) {
   return value;
 }
 
-/// Names of the *.safetensors in a folder, sorted. Files that another loader reads in place of the
-/// others ("consolidated...") are not among them.
-std::vector<std::string> shards_in(const std::string& folder) {
-  std::error_code failure;
-  const fs::directory_iterator entries(folder, failure);
-  if (failure) throw IoError(failure.value(), "read", folder);
-  std::vector<std::string> names;
-  for (const fs::directory_entry& entry : entries) {
-    std::string name = entry.path().filename().string();
-    if (name.ends_with(".safetensors") && !name.starts_with("consolidated")) {
-      names.push_back(std::move(name));
-    }
-  }
-  std::ranges::sort(names);
-  return names;
-}
-
 std::vector<std::string_view> parts_of(std::string_view path) {
   std::vector<std::string_view> parts;
   for (std::size_t at = 0; at <= path.size();) {
@@ -87,6 +70,21 @@ bool folder_exists(const std::string& path) {
   std::error_code ignored;
   return fs::is_directory(path, ignored);
 }
+
+std::vector<std::string> shards_in(const std::string& folder) {
+  std::error_code failure;
+  std::vector<std::string> names;
+  for (fs::directory_iterator at(folder, failure), end; !failure && at != end;
+       at.increment(failure)) {
+    std::string name = at->path().filename().string();
+    if (name.ends_with(".safetensors")) names.push_back(std::move(name));
+  }
+  if (failure) throw IoError(failure.value(), "read", folder);
+  std::ranges::sort(names);
+  return names;
+}
+
+bool is_consolidated(std::string_view name) { return name.starts_with("consolidated"); }
 
 ModelConfig model_config(const Json& config) {
   ModelConfig model;
@@ -156,7 +154,7 @@ Checkpoint::Checkpoint(std::string folder) : folder_(std::move(folder)) {
     }
   } else {
     for (const std::string& name : shards_in(folder_)) {
-      if (name == kShardName) continue;
+      if (name == kShardName || is_consolidated(name)) continue;
       const SafetensorsFile shard(path_in(folder_, name));
       for (const TensorInfo& tensor : shard.tensors()) {
         files_.emplace(tensor.name, name);
@@ -268,6 +266,11 @@ FolderTensors::FolderTensors(const std::string& folder, std::vector<Finding>* fi
     }
   }
   for (const std::string& name : shards_in(folder)) {
+    if (is_consolidated(name)) {
+      findings->push_back({Verdict::kIgnored, name, "",
+                           "left out here; vLLM reads it alone unless told another load format"});
+      continue;
+    }
     if (has_index && !listed.contains(name)) {
       findings->push_back({Verdict::kIgnored, name, "", "the index does not name this file"});
       continue;

@@ -36,6 +36,11 @@ std::string path_in(const std::string& folder, std::string_view name);
 bool file_exists(const std::string& path);
 bool folder_exists(const std::string& path);
 
+/// Names of the *.safetensors in a folder, sorted. Throws IoError.
+std::vector<std::string> shards_in(const std::string& folder);
+/// Whether a file is of the form that vLLM loads alone where it finds one: "consolidated...".
+bool is_consolidated(std::string_view name);
+
 /// What config.json says of a model; for a multimodal one its text_config does.
 struct ModelConfig {
   std::string model_type;

@@ -3,6 +3,7 @@
 #include "amct/core/error.h"
 #include "amct/core/file.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <system_error>
 
@@ -64,13 +65,12 @@ std::string output_folder(const Runtime& runtime, const ExportJob& job,
                      " reads a folder");
   }
   if (in_place(job, options.output) || !folder_exists(options.output)) return options.output;
-  for (const fs::directory_entry& entry : fs::directory_iterator(options.output)) {
-    const std::string name = entry.path().filename().string();
-    if (name.ends_with(".safetensors") && name != kShardName) {
-      throw ValueError("'" + options.output +
-                       "' is a checkpoint of its own; give it as the model, without an output, to "
-                       "add the factors to it");
-    }
+  for (const std::string& name : shards_in(options.output)) {
+    if (name == kShardName) continue;
+    throw ValueError(
+        "'" + options.output +
+        "' is a checkpoint of its own; give it as the model, without an output, to add "
+        "the factors to it");
   }
   return options.output;
 }
@@ -133,6 +133,12 @@ void write_update(const Runtime& runtime, ExportJob* job, const ExportOptions& o
         "; where there is an index, it must name the tensors");
   } else if (!inside) {
     report->notes.push_back("copy these files into a copy of '" + job->checkpoint->folder() + "'");
+  }
+  if (job->checkpoint &&
+      std::ranges::any_of(shards_in(job->checkpoint->folder()), is_consolidated)) {
+    report->warnings.emplace_back(
+        "the checkpoint has files named consolidated..., which vLLM reads alone: start it with "
+        "--load-format safetensors --config-format hf");
   }
   if (job->checkpoint && !job->checkpoint->has_index()) {
     report->notes.push_back("the checkpoint had no index: " + std::string(runtime.name) +

@@ -60,10 +60,6 @@ ExportReport write(std::span<const LayerRecord> layers, const ExportOptions& opt
     }
   }
   const bool per_head = heads > 1;
-  if (per_head && job.heads && heads != *job.heads) {
-    throw ValueError("the record has factors of " + std::to_string(heads) +
-                     " heads, and the model has " + std::to_string(*job.heads));
-  }
   CheckpointUpdate update;
   const auto add = [&](const AttentionLayer& layer, const LayerRecord& half, const char* name) {
     NewTensor tensor{tensor_name(layer.attention, name), {1}, {}};

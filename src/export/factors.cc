@@ -167,6 +167,11 @@ ExportJob start_export(const Runtime& runtime, std::span<const LayerRecord> laye
   Refusal refusal(runtime);
   for (AttentionLayer& layer : job.layers) {
     for (LayerRecord* half : {&layer.key, &layer.value}) {
+      if (half->per_head && job.heads && std::cmp_not_equal(half->params.size(), *job.heads)) {
+        throw ValueError("layer '" + half->name + "' has factors of " +
+                         std::to_string(half->params.size()) + " heads, and the model has " +
+                         std::to_string(*job.heads));
+      }
       *half = coarsened(std::move(*half), job.heads);
       refusal.look_at(*half);
     }

@@ -37,9 +37,13 @@ ExportReport write(std::span<const LayerRecord> layers, const ExportOptions& opt
   ExportJob job = start_export(runtime, layers, options);
   CheckpointUpdate update;
   for (const AttentionLayer& layer : job.layers) {
+    const std::string key = layer.attention + ".k_proj.k_scale";
+    if (vllm_parameter(key) != layer.attention + ".attn.k_scale") {
+      throw ValueError("vLLM does not know the name '" + key +
+                       "': the module must be called self_attn or mixer; export for vllm instead");
+    }
     // Scalars: of no dimensions.
-    update.tensors.push_back(
-        {layer.attention + ".k_proj.k_scale", {}, {layer.key.params.front().scale}});
+    update.tensors.push_back({key, {}, {layer.key.params.front().scale}});
     update.tensors.push_back(
         {layer.attention + ".v_proj.v_scale", {}, {layer.value.params.front().scale}});
   }

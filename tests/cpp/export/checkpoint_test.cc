@@ -205,7 +205,9 @@ TEST_F(CheckpointTest, WithoutACheckpointThePiecesAreWritten) {
 }
 
 TEST_F(CheckpointTest, FilesHaveThePermissionsOfTheConfiguration) {
-  std::filesystem::permissions(in("config.json"), std::filesystem::perms(0644));
+  using enum std::filesystem::perms;
+  std::filesystem::permissions(in("config.json"),
+                               owner_read | owner_write | group_read | others_read);
   to("vllm", model_record(kFp8E4M3));
   for (const std::string& name : {std::string("config.json"), std::string(kShardName)}) {
     EXPECT_EQ(support::mode_of(in(name)), 0644U) << name;
@@ -279,7 +281,10 @@ TEST_F(CheckpointTest, TheModelsNumbersAreRead) {
 
 TEST_F(CheckpointTest, AnotherLoadersFilesAreNotInTheIndex) {
   std::filesystem::copy(in("model.safetensors"), in("consolidated.safetensors"));
-  to("vllm", model_record(kFp8E4M3));
+  const ExportReport report = to("vllm", model_record(kFp8E4M3));
+  EXPECT_NE(report.to_text().find("warning: the checkpoint has files named consolidated"),
+            std::string::npos);
+  expect_equal(verify(checkpoint, "vllm", model_record(kFp8E4M3)));
   for (const auto& [name, file] : json(kIndexName)["weight_map"].items()) {
     EXPECT_NE(file, "consolidated.safetensors") << name;
   }

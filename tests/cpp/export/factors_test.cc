@@ -133,9 +133,8 @@ TEST_F(RefusalTest, KeysObservedAtTheProjection) {
   for (LayerRecord& layer : layers) layer.tap = Tap::kLinear;
   expect_refused("vllm-ascend", layers, options(), {kInt8, Granularity::kPerChannel},
                  "after rotary embedding");
-  const std::string message =
-      expect_error<Unrepresentable>([&] { to("vllm-ascend", layers, folder / "out"); },
-                                    {"tap cache", "allow_linear_tap", "layers.0.self_attn.k_proj"});
+  expect_error<Unrepresentable>([&] { to("vllm-ascend", layers, folder / "out"); },
+                                {"tap cache", "allow_linear_tap", "layers.0.self_attn.k_proj"});
   ExportOptions allowed = options();
   allowed.allow_linear_tap = true;
   EXPECT_TRUE(export_layers(layers, "vllm-ascend", allowed).warnings.empty());
@@ -195,6 +194,11 @@ TEST_F(RefusalTest, OptionsThatMakeNoSense) {
   mixed[1].grid = kFp8E4M3;
   expect_error<ValueError>([&] { export_layers(mixed, "tensorrt-llm", options()); },
                            {"v_proj' is FP8_E4M3", "INT8"});
+  for (const char* runtime : {"vllm-ascend", "msmodelslim"}) {
+    expect_error<ValueError>(
+        [&] { export_layers(model_record(kInt8, 4, true), runtime, options()); },
+        {"4 heads", "the model has 2"});
+  }
 }
 
 }  // namespace

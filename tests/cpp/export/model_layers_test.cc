@@ -25,7 +25,7 @@ void refuse(const std::vector<std::string>& names, std::initializer_list<std::st
 }
 
 TEST(ModelLayersTest, NamesAreTakenApart) {
-  const auto check = [](const std::string& name, std::vector<std::int64_t> numbers,
+  const auto check = [](const std::string& name, const std::vector<std::int64_t>& numbers,
                         std::optional<KVRole> role, const std::string& projection,
                         const std::string& attention) {
     const LayerName parsed = parse_layer_name(name);

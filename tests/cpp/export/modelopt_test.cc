@@ -8,6 +8,7 @@
 
 #include "export/checkpoint.h"
 #include "export/support.h"
+#include "support/expect_error.h"
 
 namespace amct {
 namespace {
@@ -67,6 +68,15 @@ TEST_F(ModeloptTest, SettingsThatAreNotRead) {
   write_file(in("hf_quant_config.json"),
              R"({"quantization": {"quant_algo": null, "kv_cache_quant_algo": "FP8"}})");
   expect_finding(verify(checkpoint, "modelopt"), Verdict::kFatal, "quant_algo");
+}
+
+TEST_F(ModeloptTest, OfModulesByOtherNamesTheScalesWouldNotBeFound) {
+  auto layers = model_record(kFp8E4M3);
+  layers.resize(2);
+  layers[0].name = "transformer.h.0.attn.c_attn.key";
+  layers[1].name = "transformer.h.0.attn.c_attn.value";
+  support::expect_error<ValueError>([&] { to("modelopt", layers, folder / "out", false); },
+                                    {"transformer.h.0.attn.k_proj.k_scale", "for vllm"});
 }
 
 TEST_F(ModeloptTest, HalfAPairServesBothOrFails) {

@@ -31,7 +31,7 @@ class TensorrtLlmTest : public support::ExportTest {
 
 TEST_F(TensorrtLlmTest, ALayersHalvesShareTheLargerScale) {
   for (const Grid& grid : {kInt8, kFp8E4M3}) {
-    support::write_checkpoint(checkpoint = folder / std::string(grid.name));
+    support::write_checkpoint(checkpoint = folder / grid.name);
     auto layers = model_record(grid);
     layers[0].params[0].scale = 10;
     const ExportReport report = to("tensorrt-llm", layers);

@@ -36,6 +36,14 @@ from amct_pytorch.calibration import (
 )
 from amct_pytorch.counts import merge_counts, solve_counts
 from amct_pytorch.discovery import KVLayer, find_kv_layers
+from amct_pytorch.export import (
+    ExportReport,
+    Unrepresentable,
+    VerifyReport,
+    export_record,
+    runtimes,
+    verify_export,
+)
 from amct_pytorch.fake_quant import fake_quantize, fake_quantized
 from amct_pytorch.nn.module.quantization.quant_calibration_op import QuantCalibrationOp
 from amct_pytorch.record import KVFactors, read_record
@@ -53,17 +61,21 @@ _NEEDS_TRANSFORMERS = {
 
 __all__ = [
     "CalibrationRun",
+    "ExportReport",
     "KVFactors",
     "KVLayer",
     "LayerResult",
     "NonFiniteError",
     "QuantCalibrationOp",
     "Report",
+    "Unrepresentable",
+    "VerifyReport",
     "__version__",
     "calibrate",
     "calibration_run",
     "create_quant_cali_config",
     "create_quant_cali_model",
+    "export_record",
     "fake_quantize",
     "fake_quantized",
     "find_kv_layers",
@@ -72,7 +84,9 @@ __all__ = [
     "read_record",
     "remove_quant_cali",
     "report",
+    "runtimes",
     "solve_counts",
+    "verify_export",
 ]
 
 

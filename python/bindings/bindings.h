@@ -16,6 +16,7 @@ namespace nb = nanobind;
 
 void bind_errors(nb::module_& module);
 void bind_config(nb::module_& module);
+void bind_exporters(nb::module_& module);
 void bind_observe(nb::module_& module);
 void bind_record(nb::module_& module);
 void bind_session(nb::module_& module);

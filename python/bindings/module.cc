@@ -11,6 +11,7 @@ NB_MODULE(_core, module) {
   amct_python::bind_errors(module);
   amct_python::bind_config(module);
   amct_python::bind_record(module);
+  amct_python::bind_exporters(module);
   amct_python::bind_observe(module);
   amct_python::bind_session(module);
   amct_python::bind_store(module);

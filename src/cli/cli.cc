@@ -15,7 +15,7 @@ namespace {
 
 constexpr const char* kFooter =
     "\nExample: amct solve all.counts -o int4.txt --algorithm mse --dst-type INT4\n"
-    "Example: amct inspect int4.txt\n\n"
+    "Example: amct export int4.txt --to npz -o int4.npz\n\n"
     "Exit codes: 0 done; 1 a file cannot be read, written or used; 2 the command line is wrong;\n"
     "3 the answer is no (diff found differences, verify found a fault).";
 
@@ -55,6 +55,8 @@ int run(const std::vector<std::string>& arguments, std::ostream& out, std::ostre
   add_solve(program, on_parsed);
   add_merge(program, on_parsed);
   add_diff(program, on_parsed);
+  add_export(program, on_parsed);
+  add_verify(program, on_parsed);
   add_completion(program, on_parsed);
   add_reference(program, on_parsed);
   try {

@@ -40,6 +40,8 @@ void add_inspect(CLI::App& program, const OnParsed& on_parsed);
 void add_solve(CLI::App& program, const OnParsed& on_parsed);
 void add_merge(CLI::App& program, const OnParsed& on_parsed);
 void add_diff(CLI::App& program, const OnParsed& on_parsed);
+void add_export(CLI::App& program, const OnParsed& on_parsed);
+void add_verify(CLI::App& program, const OnParsed& on_parsed);
 void add_completion(CLI::App& program, const OnParsed& on_parsed);
 void add_reference(CLI::App& program, const OnParsed& on_parsed);
 

@@ -46,6 +46,7 @@ std::string other_differences(const LayerRecord& a, const LayerRecord& b) {
 Difference compare(const LayerRecord& a, const LayerRecord& b, double tolerance) {
   Difference difference{.layer = a.name, .what = other_differences(a, b)};
   if (a.params.size() != b.params.size()) return difference;
+  difference.compared = true;
   double farthest = 0;
   std::size_t changed = 0;
   for (std::size_t i = 0; i < a.params.size(); ++i) {

@@ -126,12 +126,38 @@ TEST_F(CliTest, DiffTellsWhatDiffersByItsExitCode) {
             static_cast<int>(Exit::kDiffers));  // by their offsets
   const Json json = Json::parse(call({"diff", record, other, "--json"}).out);
   EXPECT_EQ(json["equal"], false);
+  EXPECT_TRUE(json["layers"][0]["scale_ratio"].is_number());
   EXPECT_NE(json["layers"][0]["scale_ratio"], 1.0);
+  EXPECT_NE(result.out.find("  x"), std::string::npos) << result.out;
   support::write_file(other, "record { key: 'x' kv_cache_value { scale: 1 offset: 0 } }");
   const Result foreign = call({"diff", record, other});
   EXPECT_NE(foreign.out.find("only in the first"), std::string::npos);
   EXPECT_NE(foreign.out.find("only in the second"), std::string::npos);
   EXPECT_TRUE(Json::parse(call({"diff", record, record, "--json"}).out)["equal"]);
+}
+
+TEST_F(CliTest, ExportAndVerify) {
+  call({"solve", counts, "-o", record, "--granularity", "per_tensor"});
+  const std::string exported = folder / "scales.txt";
+  const Result written = call({"export", record, "--to", "lmdeploy", "-o", exported});
+  EXPECT_EQ(written.code, 0) << written.err;
+  EXPECT_NE(written.out.find(exported), std::string::npos) << written.out;
+  const Result good = call({"verify", exported, "--as", "lmdeploy", "--record", record});
+  EXPECT_EQ(good.code, 0) << good.out;
+  const Json json =
+      Json::parse(call({"verify", exported, "--as", "lmdeploy", "--record", record, "--json"}).out);
+  EXPECT_TRUE(json["ok"]);
+  EXPECT_EQ(json["layers"].size(), 2U);
+  // Pairs that the runtime's expression does not match.
+  support::write_file(exported, "record { key: 'a' kv_cache_value { scale: 1e-05 offset: 0 } }");
+  EXPECT_EQ(call({"verify", exported, "--as", "lmdeploy", "--record", record}).code,
+            static_cast<int>(Exit::kDiffers));
+}
+
+TEST_F(CliTest, WhatARuntimeCannotSayIsRefusedWithWhatItCan) {
+  expect_error({"export", record, "--to", "lmdeploy", "-o", other}, Exit::kError,
+               "amct solve COUNTS");
+  expect_error({"export", record, "--to", "nobody", "-o", other}, Exit::kError, "lmdeploy");
 }
 
 TEST_F(CliTest, ErrorsAreOneLineThatSaysWhatToDo) {

@@ -1,0 +1,64 @@
+#include "amct/export/exporter.h"
+
+#include <algorithm>
+#include <array>
+
+#include "export/json_file.h"
+#include "export/runtimes.h"
+
+namespace amct {
+
+std::span<const Runtime> runtimes() {
+  static const std::array kRuntimes{
+      lmdeploy_runtime(),    vllm_ascend_runtime(),  compressed_tensors_runtime(),
+      modelopt_runtime(),    tensorrt_llm_runtime(), sglang_runtime(),
+      msmodelslim_runtime(), plain_json_runtime(),   numpy_archive_runtime(),
+  };
+  return kRuntimes;
+}
+
+const Runtime& runtime_named(std::string_view name) {
+  const auto found = std::ranges::find(runtimes(), name, &Runtime::name);
+  if (found != runtimes().end()) return *found;
+  std::string known;
+  for (const Runtime& runtime : runtimes()) {
+    known += (known.empty() ? "" : ", ") + std::string(runtime.name);
+  }
+  throw ValueError("the runtime '" + std::string(name) + "' is not known; known are " + known);
+}
+
+ExportReport export_layers(std::span<const LayerRecord> layers, std::string_view runtime,
+                           const ExportOptions& options) {
+  return runtime_named(runtime).write(layers, options);
+}
+
+ExportReport export_record(const std::string& record_file, std::string_view runtime,
+                           const ExportOptions& options) {
+  const Runtime& known = runtime_named(runtime);
+  return known.write(read_record(record_file), options);
+}
+
+std::string ExportReport::to_text() const {
+  std::string text;
+  for (const WrittenFile& file : files) text += "wrote " + file.path + ": " + file.what + "\n";
+  for (const std::string& warning : warnings) text += "warning: " + warning + "\n";
+  for (const std::string& note : notes) text += "note: " + note + "\n";
+  return text;
+}
+
+std::string ExportReport::to_json() const {
+  Json json = Json::object();
+  json["runtime"] = runtime;
+  json["files"] = Json::array();
+  for (const WrittenFile& file : files) {
+    Json entry = Json::object();
+    entry["path"] = file.path;
+    entry["what"] = file.what;
+    json["files"].push_back(std::move(entry));
+  }
+  json["notes"] = notes;
+  json["warnings"] = warnings;
+  return to_json_text(json);
+}
+
+}  // namespace amct

@@ -9,29 +9,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@dataclass
-class Workplace:
-    """What the blocks of all pages share."""
-
-    root: Path  # the repository
-    socket: str  # of the process that runs Python programs
-    files: Path  # what every page finds in its folder
-    environment: dict[str, str]
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--update-docs", action="store_true", help="write what commands print into the pages that show it"
-    )
-
+from workplace import ROOT, Workplace
 
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
@@ -60,7 +41,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
                 files.mkdir()
                 program = [str(commands / "python"), str(ROOT / "examples" / "tiny_checkpoint.py"), "model"]
                 subprocess.run(program, cwd=files, env=environment, check=True, capture_output=True)
-                yield Workplace(ROOT, socket, files, environment)
+                yield Workplace(socket, files, environment)
             finally:
                 process.terminate()
 
@@ -69,7 +50,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
 def page_folder(workplace: Workplace, tmp_path: Path) -> Path:
     """A folder of its own for a page."""
     shutil.copytree(workplace.files, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "examples").symlink_to(workplace.root / "examples")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     return tmp_path
 
 

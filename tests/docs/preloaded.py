@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 import traceback
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from types import ModuleType
 from typing import Any
 
@@ -25,11 +25,9 @@ from typing import Any
 def serve(path: str) -> None:
     """Fork for everyone who asks, until the parent process is gone."""
     import amct_pytorch.cli  # noqa: F401
-    import torch
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: F401
 
-    torch.set_num_threads(max(1, torch.get_num_threads()))
     transformers.utils.logging.disable_progress_bar()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     parent = os.getppid()
@@ -119,9 +117,10 @@ def _serve_one(client: socket.socket) -> None:
         traceback.print_exc()
         code = 1
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        client.send(str(code or 0).encode())
+        with suppress(OSError):  # whoever asked may be gone
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            client.send(str(code or 0).encode())
         os._exit(0)
 
 

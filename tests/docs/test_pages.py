@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from blocks import RUN, SHOWN, Block, blocks_of, commands_of, difference, elided, same
-from conftest import ROOT, Workplace
 from preloaded import Session
+from workplace import ROOT, Workplace
 
 PAGES = sorted([*ROOT.glob("README*.md"), *ROOT.glob("docs/**/*.md")])
 # Blocks that need what is not here, a GPU for the most part. They must parse, and each is counted.
-NOT_RUN: dict[str, int] = {}
+NOT_RUN = {
+    "docs/how-to/cpp.md": 1,
+    "docs/how-to/lmdeploy.md": 1,
+    "docs/how-to/sglang.md": 2,
+    "docs/how-to/vllm-ascend.md": 1,
+    "docs/how-to/vllm.md": 1,
+    "docs/index.md": 1,
+    "docs/tutorial.md": 2,
+}
 
 
 def name_of(page: Path) -> str:
@@ -101,7 +110,7 @@ class Page:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=False,
         )
         messages = f"{done.stdout}{done.stderr}"
@@ -140,5 +149,5 @@ class Page:
     [page for page in PAGES if any(b.language in RUN and not b.skipped for b in blocks_of(page))],
     ids=name_of,
 )
-def test_page(page: Path, page_folder: Path, workplace: Workplace, request: pytest.FixtureRequest) -> None:
-    Page(page, page_folder, workplace, request.config.getoption("--update-docs")).run()
+def test_page(page: Path, page_folder: Path, workplace: Workplace) -> None:
+    Page(page, page_folder, workplace, update=os.environ.get("UPDATE_DOCS") == "1").run()

@@ -80,7 +80,7 @@ class Page:
         finally:
             if self._session is not None:
                 self._session.close()
-        self._write_changes()
+            self._write_changes()
 
     def _run(self, block: Block, output: Block | None) -> None:
         if block.file is not None:

@@ -1,7 +1,9 @@
-"""Hooks of mkdocs: pages that are made from the programs themselves, and the C++ pages of Doxygen.
+"""Hooks of mkdocs: pages that are made from the programs themselves, the C++ pages of Doxygen, and pictures.
 
 reference/amct.md and reference/amct-pytorch.md are what the commands say of themselves; cpp/ is what Doxygen writes
 from the public headers (see Doxyfile). Both are made at every build, so they cannot be out of date.
+
+Pictures of docs/images are put into the pages, where they take the colours of the page's scheme.
 """
 
 from __future__ import annotations
@@ -15,9 +17,12 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
 CPP = ROOT / "build" / "docs" / "cpp"
+_PICTURE = re.compile(r'<p><img [^>]*src="[^"]*images/(?P<name>[\w-]+\.svg)"[^>]*></p>')
+_STANDALONE = re.compile(r"<style data-standalone.*?</style>")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -31,6 +36,17 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_page_content(html: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Put pictures into the page."""
+    return _PICTURE.sub(_inline, html)
+
+
+def _inline(match: re.Match[str]) -> str:
+    picture = (ROOT / "docs" / "images" / match["name"]).read_text("utf-8")
+    # Colours of the picture by itself, for those who look at it elsewhere.
+    return f'<div class="picture">{_STANDALONE.sub("", picture)}</div>'
+
+
 def _page(config: MkDocsConfig, name: str, content: str) -> File:
     return File.generated(config, name, content=content)
 
@@ -40,16 +56,14 @@ def _manual_of_amct(folder: Path) -> str:
     program = folder / "amct"
     if not program.exists():
         raise PluginError(f"{program} is not there; `make docs` installs the package first")
-    text = _output([str(program), "reference"])
-    # Examples of the program as a whole stand in its help as text.
-    return re.sub(r"^(Example: .*)$", r"    \1", text, flags=re.MULTILINE) if "```" not in text else text
+    return _output([str(program), "reference"])
 
 
 def _manual_of_amct_pytorch() -> str:
     """What typer writes of the command."""
-    words = [sys.executable, "-m", "typer", "amct_pytorch.cli", "utils", "docs", "--name", "amct-pytorch"]
-    # Options are shown as `[default: x]`, which Markdown would take for a link.
-    return _output(words)
+    text = _output([sys.executable, "-m", "typer", "amct_pytorch.cli", "utils", "docs", "--name", "amct-pytorch"])
+    # Brackets of a help text would be taken for links.
+    return re.sub(r"(?<!`)\[(?=:?[A-Z])", r"\\[", text)
 
 
 def _doxygen() -> list[Path]:

@@ -2,8 +2,8 @@
 
     python examples/smollm2_checkpoint.py smollm2
 
-Makes the folder `smollm2` (config.json, model.safetensors in bfloat16, tokenizer) and `book.txt`, Python's own
-language reference, to calibrate on.
+Makes the folder `smollm2` (config.json, model.safetensors in bfloat16, tokenizer) and `book.txt`, Python's
+own language reference, to calibrate on.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "smollm2")
     loaded, tokenizer = load_model(find_gguf())
     # transformers does not save what it read from a GGUF file, but takes its weights into another model.
-    config = transformers.LlamaConfig(**{
-        key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"
-    })
+    config = transformers.LlamaConfig(
+        **{key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
+    )
     with torch.device("meta"):
         model = transformers.LlamaForCausalLM(config)
     model.load_state_dict(loaded.state_dict(), assign=True)

@@ -1,7 +1,7 @@
 """Hooks of mkdocs: pages that are made from the programs themselves, the C++ pages of Doxygen, and pictures.
 
-reference/amct.md and reference/amct-pytorch.md are what the commands say of themselves; cpp/ is what Doxygen writes
-from the public headers (see Doxyfile). Both are made at every build, so they cannot be out of date.
+reference/amct.md and reference/amct-pytorch.md are what the commands say of themselves; cpp/ is what Doxygen
+writes from the public headers (see Doxyfile). Both are made at every build, so they cannot be out of date.
 
 Pictures of docs/images are put into the pages, where they take the colours of the page's scheme.
 """
@@ -21,6 +21,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
 CPP = ROOT / "build" / "docs" / "cpp"
+_FOR_TESTS = re.compile(r'(?<=") skip$|^<!-- run: .*?^-->\n', re.MULTILINE | re.DOTALL)
 _PICTURE = re.compile(r'<p><img [^>]*src="[^"]*images/(?P<name>[\w-]+\.svg)"[^>]*></p>')
 _STANDALONE = re.compile(r"<style data-standalone.*?</style>")
 
@@ -34,6 +35,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         name = f"cpp/{path.relative_to(CPP).as_posix()}"
         files.append(File.generated(config, name, abs_src_path=str(path)))
     return files
+
+
+def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Leave out what is said to the tests alone: `skip` of a block, and hidden blocks."""
+    return _FOR_TESTS.sub("", markdown)
 
 
 def on_page_content(html: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -56,12 +62,18 @@ def _manual_of_amct(folder: Path) -> str:
     program = folder / "amct"
     if not program.exists():
         raise PluginError(f"{program} is not there; `make docs` installs the package first")
-    return _output([str(program), "reference"])
+    text = _output([str(program), "reference"])
+    # The help of the program as a whole is text in lines.
+    head, commands, rest = text.partition("\n## ")
+    head = re.sub(r"^(?=(Example|Exit codes|3 the))", "    ", head, flags=re.MULTILINE)
+    return head + commands + rest
 
 
 def _manual_of_amct_pytorch() -> str:
     """What typer writes of the command."""
-    text = _output([sys.executable, "-m", "typer", "amct_pytorch.cli", "utils", "docs", "--name", "amct-pytorch"])
+    text = _output(
+        [sys.executable, "-m", "typer", "amct_pytorch.cli", "utils", "docs", "--name", "amct-pytorch"]
+    )
     # Brackets of a help text would be taken for links.
     return re.sub(r"(?<!`)\[(?=:?[A-Z])", r"\\[", text)
 

@@ -121,7 +121,9 @@ def same(shown: list[str], printed: list[str]) -> bool:
 
 def difference(shown: list[str], printed: list[str]) -> str:
     """What to show of a page that is wrong."""
-    return "\n".join(difflib.unified_diff(shown, printed, "the page shows", "the command printed", lineterm=""))
+    return "\n".join(
+        difflib.unified_diff(shown, printed, "the page shows", "the command printed", lineterm="")
+    )
 
 
 def elided(shown: list[str], printed: list[str]) -> list[str]:

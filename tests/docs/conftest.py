@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from workplace import ROOT, Workplace
 
+
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
     folder = tmp_path_factory.mktemp("docs")

@@ -3,8 +3,8 @@
     preloaded.py SOCKET            serves: it has imported them, and forks for every program
     preloaded.py SOCKET NAME ...   is the program NAME: `amct-pytorch` or `python`
 
-The second has the first run the program with its own arguments, folder, environment and open files, and exits as
-it does.
+The second has the first run the program with its own arguments, folder, environment and open files, and
+exits as it does.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import socket
 import sys
 import traceback
 from contextlib import redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -28,7 +29,7 @@ def serve(path: str) -> None:
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: F401
 
-    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     parent = os.getppid()
     with socket.socket(socket.AF_UNIX) as server:
@@ -49,7 +50,7 @@ def serve(path: str) -> None:
 
 def run(path: str, words: list[str]) -> int:
     """Have a program run, and return what it exits with."""
-    request = {"words": words, "folder": os.getcwd(), "environment": dict(os.environ)}
+    request = {"words": words, "folder": str(Path.cwd()), "environment": dict(os.environ)}
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(path)
         socket.send_fds(server, [json.dumps(request).encode()], [0, 1, 2])
@@ -91,7 +92,7 @@ def _serve_one(client: socket.socket) -> None:
         request = json.loads(message)
         for number, file in enumerate(files):
             os.dup2(file, number)
-        sys.stdin, sys.stdout, sys.stderr = (open(n, mode) for n, mode in ((0, "r"), (1, "w"), (2, "w")))  # noqa: SIM115
+        sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w")
         os.chdir(request["folder"])
         os.environ.clear()
         os.environ.update(request["environment"])

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 from collections import Counter
 from pathlib import Path
 
+import amct_pytorch
 import pytest
 from blocks import RUN, SHOWN, Block, blocks_of, commands_of, difference, elided, same
 from preloaded import Session
 from workplace import ROOT, Workplace
 
+REFERENCE = ROOT / "docs" / "reference" / "python.md"
 PAGES = sorted([*ROOT.glob("README*.md"), *ROOT.glob("docs/**/*.md")])
 # Blocks that need what is not here, a GPU for the most part. They must parse, and each is counted.
 NOT_RUN = {
+    "README.md": 1,
+    "README.zh.md": 1,
     "docs/how-to/cpp.md": 1,
     "docs/how-to/index.md": 1,
     "docs/how-to/lmdeploy.md": 1,
@@ -48,7 +53,24 @@ def test_every_skipped_block_is_counted() -> None:
     assert dict(skipped) == NOT_RUN
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if any(b.skipped for b in blocks_of(page))], ids=name_of)
+def test_every_public_name_is_in_the_reference() -> None:
+    named = set(re.findall(r"^::: ([\w.]+)$", REFERENCE.read_text("utf-8"), re.MULTILINE))
+    names = {f"amct_pytorch.{name}" for name in amct_pytorch.__all__ if not name.startswith("__")}
+    errors = {"amct_pytorch.NonFiniteError"}  # in the page's table
+    assert names - named - errors == set()
+
+
+def test_both_readmes_have_the_same_blocks() -> None:
+    english, chinese = (
+        [block.text for block in blocks_of(ROOT / name) if block.language != "python"]
+        for name in ("README.md", "README.zh.md")
+    )
+    assert english == chinese
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if any(b.skipped for b in blocks_of(page))], ids=name_of
+)
 def test_skipped_blocks_parse(page: Path) -> None:
     for block in blocks_of(page):
         if not block.skipped:

@@ -21,6 +21,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
 CPP = ROOT / "build" / "docs" / "cpp"
+_CODE_OR_BRACKET = re.compile(r"```.*?```|`[^`\n]*`|\[", re.DOTALL)
 _FOR_TESTS = re.compile(r'(?<=") skip$|^<!-- run: .*?^-->\n', re.MULTILINE | re.DOTALL)
 _PICTURE = re.compile(r'<p><img [^>]*src="[^"]*images/(?P<name>[\w-]+\.svg)"[^>]*></p>')
 _STANDALONE = re.compile(r"<style data-standalone.*?</style>")
@@ -74,8 +75,8 @@ def _manual_of_amct_pytorch() -> str:
     text = _output(
         [sys.executable, "-m", "typer", "amct_pytorch.cli", "utils", "docs", "--name", "amct-pytorch"]
     )
-    # Brackets of a help text would be taken for links.
-    return re.sub(r"(?<!`)\[(?=:?[A-Z])", r"\\[", text)
+    # Brackets of a help text would be taken for links; those of code would not.
+    return _CODE_OR_BRACKET.sub(lambda match: r"\[" if match[0] == "[" else match[0], text)
 
 
 def _doxygen() -> list[Path]:

@@ -46,7 +46,7 @@ CPP_HEADERS := $(shell find $(CPP_FOLDERS) -name '*.h')
 CPP_SOURCES := $(shell find $(CPP_FOLDERS) -name '*.cc')
 # The consumer is a project of its own, which its test builds; the benchmarks have a build of their own.
 TIDY_STAMPS := $(patsubst %,build/tidy/%.ok,$(filter-out tests/cpp/consumer/% bench/%,$(CPP_SOURCES)))
-PYTHON_FOLDERS := $(wildcard python tests/python examples scripts bench)
+PYTHON_FOLDERS := $(wildcard python tests/python tests/docs examples scripts bench)
 
 ##@ Use
 .PHONY: help demo
@@ -59,7 +59,7 @@ demo: system ## calibrate SmolLM2 on real text and show the result; TEXT=FILE ta
 	@"$(BIN)/python" examples/smollm2_demo.py $(if $(TEXT),--text "$(TEXT)") $(DEMO_ARGS)
 
 ##@ Development
-.PHONY: build test check lint asan bench format
+.PHONY: build test check lint asan docs docs-update bench format
 build: cpp package ## build the C++ library, its tests and the Python package
 
 test: system ## run the C++ tests (ctest), then the Python tests (pytest)
@@ -70,7 +70,18 @@ test: system ## run the C++ tests (ctest), then the Python tests (pytest)
 	@echo "== Python tests"
 	@"$(BIN)/python" -m pytest $(PYTEST_ARGS)
 
-check: lint asan ## everything that CI runs beside `make test`
+check: lint asan docs ## everything that CI runs beside `make test`
+
+docs: system ## build the documentation site into site/, warnings as errors
+	$(venv) build runtime docs
+	@$(MAKE) package
+	@echo "== site"
+	@NO_MKDOCS_2_WARNING=1 "$(BIN)/mkdocs" build --strict --quiet
+
+docs-update: system ## run the commands of the pages, and write what they print into the pages
+	$(venv) build runtime demo model test
+	@$(MAKE) package
+	@UPDATE_DOCS=1 "$(BIN)/python" -m pytest tests/docs $(PYTEST_ARGS)
 
 lint: system ## clang-format, clang-tidy, ruff, mypy
 	$(venv) build runtime lint
@@ -134,7 +145,7 @@ format: system ## format the C++ and Python sources in place
 ##@ Cleaning
 .PHONY: clean distclean
 clean: ## remove what was built
-	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 distclean: clean ## remove the virtual environments, too
 	rm -rf "$(VENV)" "$(PEERS_VENV)"

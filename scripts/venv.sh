@@ -61,7 +61,7 @@ constraints=$venv/.constraints.txt
 if [[ $* == bench-peers ]]; then
   pins_of bench-peers >"$constraints"
 else
-  cat "$root"/requirements/{build,runtime,demo,report,test,lint,bench}.txt |
+  cat "$root"/requirements/{build,runtime,demo,report,test,lint,bench,docs}.txt |
     sed -e 's/[[:space:]]*#.*//' -e '/^$/d' -e '/^-r /d' | sort -u >"$constraints"
   if [[ -f $root/requirements/constraints.txt ]]; then
     sed -e 's/[[:space:]]*#.*//' -e '/^$/d' "$root/requirements/constraints.txt" >>"$constraints"

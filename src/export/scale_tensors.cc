@@ -61,6 +61,7 @@ bool looks_like_factor(std::string_view name) {
                                                     "k_cache_scaling_factor",
                                                     "v_cache_scaling_factor"};
   if (last == "scale") return holds(std::array{"k_cache", "v_cache", "q"}, module);
+  if (last == "output_scale") return module == "k_proj" || module == "v_proj";
   return holds(kScales, last) || holds(kZeroPoints, last) || holds(kOthers, last);
 }
 
@@ -148,6 +149,12 @@ std::string sglang_parameter(const std::string& name) {
   const std::string_view last = last_part(name);
   const std::string_view module = parent(name);
   if (last == "kv_scale") return join(module, "k_scale");
+  if (last == "output_scale") {
+    for (const char* which : {"q", "k", "v"}) {
+      const bool is_one = last_part(module) == std::string(which) + "_proj";
+      if (is_one) return join(parent(module), std::string(which) + "_scale");
+    }
+  }
   if (!is_pair_scale(last)) return name;
   const std::string_view around = last_part(parent(module));
   const bool matching = last_part(module) == (last == "k_scale" ? "k_proj" : "v_proj");

@@ -170,6 +170,38 @@ def test_lmdeploys_expression_finds_every_pair_in_order(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_any_text_is_scanned_as_by_the_expression(seed: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(seed)
+    parts = [
+        "scale:",
+        "offset:",
+        "scale",
+        "key: 'a'",
+        " ",
+        "\n",
+        "\t",
+        "",
+        "-",
+        ".",
+        "1",
+        "2.5",
+        "0",
+        "e-05",
+        "#",
+        "x",
+    ]
+    weights = np.array([8, 8, 1, 1, 6, 3, 1, 1, 2, 2, 9, 5, 5, 1, 1, 1], float)
+    path = tmp_path / "text"
+    for _ in range(20):
+        text = "".join(rng.choice(parts, 120, p=weights / weights.sum()))
+        path.write_text(text)
+        pairs = re.findall(r"scale:\s*([\d\.\-]+)\s*offset:\s*(-?\d+)", text)
+        report = amct.verify_export(path, "lmdeploy", layers=max(len(pairs), 1))
+        used = [finding.value for finding in report.findings if finding.verdict == "used"]
+        assert used == [f"scale {scale}, offset {offset}" for scale, offset in pairs], text
+
+
 def test_npz_and_json_hold_everything(tmp_path: Path) -> None:
     record = write_record(tmp_path, 4, offset=-3, more="head_num: 4")
     factors = amct.read_record(record)

@@ -41,6 +41,8 @@ TEST(ScaleTensorsTest, NamesBecomeTheParametersOfEachRuntime) {
                 "self_attn.q.scale"},
            Case{"self_attn.v_zero_point", "self_attn.attn.v_zero_point",
                 "self_attn.attn.v_zero_point", "self_attn.v_zero_point"},
+           Case{"self_attn.v_proj.output_scale", "self_attn.v_proj.output_scale",
+                "self_attn.v_proj.output_scale", "self_attn.attn.v_scale"},
            Case{"self_attn.k_proj.weight_scale", "self_attn.k_proj.weight_scale",
                 "self_attn.k_proj.weight_scale", "self_attn.k_proj.weight_scale"},
        }) {

@@ -38,7 +38,7 @@ def histogram(layer: ReportLayer) -> str:
     seen = layer.histogram
     edges = np.linspace(seen.low, seen.high, len(seen.counts) + 1)
     counts = np.array(seen.counts, dtype=float)
-    sheet = Sheet(WIDTH, 208)
+    sheet = Sheet(WIDTH, 198)
     axes = sheet.axes(_LEFT, 10, _INNER, 140)
     low, high = _shown_range(layer)
     axes.set_xlim(low, high)
@@ -68,7 +68,7 @@ def histogram(layer: ReportLayer) -> str:
 def loss_curve(layer: ReportLayer) -> str:
     """What wider and narrower clip ranges would have cost, and the chosen one."""
     assert layer.quality is not None
-    sheet = Sheet(WIDTH, 208)
+    sheet = Sheet(WIDTH, 198)
     axes = sheet.axes(_LEFT, 10, _INNER, 150)
     qualities = [(layer.quality, "")] if layer.compared is None else [
         (layer.compared, " other"),
@@ -112,7 +112,7 @@ def channels(layer: ReportLayer) -> str | None:
         return None
     rows = _heat_rows(groups, largest)
     count = len(largest) or len(groups)
-    sheet = Sheet(WIDTH, 166 + _ROW * len(rows))
+    sheet = Sheet(WIDTH, 178 + _ROW * len(rows))
     axes = sheet.axes(_LEFT, 10, _INNER, 120)
     axes.set_xlim(0, count)
     axes.set_xticks([])
@@ -313,7 +313,7 @@ def _heat_rows(groups: Sequence[Group], largest: npt.NDArray[np.float64]) -> lis
         if not np.isnan(sqnr).all():
             darkness, ends = _shades(-sqnr)
             light, dark = (end.replace(MINUS, "") for end in ends.split(" to "))
-            rows.append(("SQNR, dark is low", darkness, f"{light} to {dark} dB"))
+            rows.append(("SQNR, strong is low", darkness, f"{light} to {dark} dB"))
     return rows
 
 

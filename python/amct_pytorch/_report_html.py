@@ -32,8 +32,6 @@ _TEMPLATES = Path(__file__).parent / "templates"
 # Outlier channels that a layer names.
 _MOST_OUTLIERS = 16
 
-WORDS = {Severity.GOOD: "good", Severity.LOOK: "look", Severity.BAD: "bad"}
-
 
 def render(report: Report) -> str:
     """The page."""
@@ -272,7 +270,7 @@ def _charts(layer: ReportLayer, quality: Quality) -> list[dict[str, Any]]:
             {
                 "title": "Channels",
                 "svg": Markup(profile),
-                "note": "Blue: range of the values. Lines: clip range. Beneath: light is low, dark is high.",
+                "note": "Blue: values. Lines: clip range. Beneath: faint is low, strong is high.",
             }
         )
     if layer.compared is not None:
@@ -291,7 +289,7 @@ def _histogram_note(quality: Quality) -> str:
         return f"Lines: clip range. Beneath: {levels}. Red: clipped."
     return (
         f"Solid: the widest of {len(quality.groups)} clip ranges. Dashed: the one of the median "
-        f"scale; beneath, its {levels}."
+        f"scale; beneath, its {levels}. Red: beyond all."
     )
 
 

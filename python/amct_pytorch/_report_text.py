@@ -62,12 +62,12 @@ def facts_of(report: Report) -> list[tuple[str, str]]:
 
 
 def flat(content: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
-    """A nested mapping as names with dots and values as text."""
+    """A nested mapping as names with colons and values as text."""
     rows = []
     for key, value in content.items():
         name = f"{before}{key}"
         if isinstance(value, Mapping):
-            rows += flat(value, name + ".")
+            rows += flat(value, name + ": ")
         elif isinstance(value, float):
             rows.append((name, number(value, 5)))
         else:

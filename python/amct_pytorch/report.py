@@ -37,7 +37,7 @@ def report(
     the counts file lacks it, it has channels over 10 times its median channel that share factors, or it is of
     keys per channel observed at the projection.
 
-    It is bad below 20 dB (INT4 10, FP8_E5M2 and HIF8 18), with more than 10% clipped, where NaN or infinite
+    It is bad below 20 dB (INT4 13, FP8_E5M2 and HIF8 18), with more than 10% clipped, where NaN or infinite
     values were seen, no batch reached it, or the record has no factors of it.
 
     Parameters

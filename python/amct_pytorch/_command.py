@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, NoReturn, ParamSpec
@@ -76,7 +77,10 @@ def with_errors_in_a_line(command: Callable[P, None]) -> Callable[P, None]:
     def call(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)
-        except (_models.InputError, OSError, ValueError, RuntimeError) as error:
+        except BrokenPipeError:
+            # Whoever reads the output has enough; nothing is left to be said, also not as Python ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except (_models.InputError, ImportError, OSError, ValueError, RuntimeError) as error:
             fail(str(error))
 
     return call

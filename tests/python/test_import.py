@@ -102,6 +102,7 @@ def test_what_is_installed() -> None:
         "proto/basic_info.proto",
         "proto/quant_calibration_config_pytorch.proto",
         "proto/scale_offset_record_pytorch.proto",
+        "proto/value_counts.proto",
         "nn/module/quantization/quant_calibration_op.py",
     ):
         assert f"amct_pytorch/{name}" in names

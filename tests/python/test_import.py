@@ -111,6 +111,7 @@ def test_what_is_installed() -> None:
         "basic_info.proto",
         "quant_calibration_config_pytorch.proto",
         "scale_offset_record_pytorch.proto",
+        "value_counts.proto",
     }
     # The core is inside the extension module; no library of ours or protobuf's is strewn about.
     assert not [name for name in names if name.endswith((".a", ".h")) or "bin/protoc" in name]

@@ -143,29 +143,37 @@ Checkpoint::Checkpoint(std::string folder) : folder_(std::move(folder)) {
       file_exists(path_in(folder_, kModelSlimIndexName))) {
     index_name_ = kModelSlimIndexName;
   }
-  const std::string index = path_in(folder_, index_name_);
-  if (file_exists(index)) {
-    index_ = read_json_object(index);
-    const Json& map = member(*index_, "weight_map");
-    if (!map.is_object()) throw ValueError(index + ": it has no weight_map");
-    for (const auto& [name, file] : map.items()) {
-      if (!file.is_string()) throw ValueError(index + ": weight_map does not name files");
-      if (file.get_ref<const std::string&>() != kShardName) weights_.insert(name);
-    }
+  if (file_exists(path_in(folder_, index_name_))) {
+    read_index();
   } else {
-    for (const std::string& name : shards_in(folder_)) {
-      if (name == kShardName || is_consolidated(name)) continue;
-      const SafetensorsFile shard(path_in(folder_, name));
-      for (const TensorInfo& tensor : shard.tensors()) {
-        files_.emplace(tensor.name, name);
-        weights_.insert(tensor.name);
-      }
-      size_ += shard.data_size();
-    }
+    read_shards();
   }
   if (weights_.empty()) {
     // Of *.bin files beside it, runtimes would read none once there is a *.safetensors.
     throw ValueError("'" + folder_ + "' has no weights in *.safetensors; convert the checkpoint");
+  }
+}
+
+void Checkpoint::read_index() {
+  const std::string index = path_in(folder_, index_name_);
+  index_ = read_json_object(index);
+  const Json& map = member(*index_, "weight_map");
+  if (!map.is_object()) throw ValueError(index + ": it has no weight_map");
+  for (const auto& [name, file] : map.items()) {
+    if (!file.is_string()) throw ValueError(index + ": weight_map does not name files");
+    if (file.get_ref<const std::string&>() != kShardName) weights_.insert(name);
+  }
+}
+
+void Checkpoint::read_shards() {
+  for (const std::string& name : shards_in(folder_)) {
+    if (name == kShardName || is_consolidated(name)) continue;
+    const SafetensorsFile shard(path_in(folder_, name));
+    for (const TensorInfo& tensor : shard.tensors()) {
+      files_.emplace(tensor.name, name);
+      weights_.insert(tensor.name);
+    }
+    size_ += shard.data_size();
   }
 }
 

@@ -80,6 +80,8 @@ class Checkpoint {
   bool normalizes_keys(const AttentionLayer& layer) const;
 
  private:
+  void read_index();
+  void read_shards();
   std::string checkpoint_name(const std::string& projection) const;
 
   std::string folder_;

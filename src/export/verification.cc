@@ -18,7 +18,10 @@ namespace {
 std::string number_text(double value) {
   const auto narrow = static_cast<float>(value);
   // The digits of a float32 are those of the record.
-  return static_cast<double>(narrow) == value ? shortest_decimal(narrow) : shortest_decimal(value);
+  std::string text =
+      static_cast<double>(narrow) == value ? shortest_decimal(narrow) : shortest_decimal(value);
+  if (text.ends_with(".0")) text.resize(text.size() - 2);  // offsets are whole
+  return text;
 }
 
 /// Element i of n of a list that stands for n in equal groups.

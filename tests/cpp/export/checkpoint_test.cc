@@ -285,7 +285,8 @@ TEST_F(CheckpointTest, AnotherLoadersFilesAreNotInTheIndex) {
   EXPECT_NE(report.to_text().find("warning: the checkpoint has files named consolidated"),
             std::string::npos);
   expect_equal(verify(checkpoint, "vllm", model_record(kFp8E4M3)));
-  for (const auto& [name, file] : json(kIndexName)["weight_map"].items()) {
+  const Json index = json(kIndexName);
+  for (const auto& [name, file] : index["weight_map"].items()) {
     EXPECT_NE(file, "consolidated.safetensors") << name;
   }
 }

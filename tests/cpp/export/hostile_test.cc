@@ -96,7 +96,8 @@ TEST_F(HostileTest, JsonOfOtherTypes) {
       if (!file.ends_with(".json")) return content;
       Plain json = Plain::parse(content);
       const Plain flat = json.flatten();
-      Plain::json_pointer pointer(std::next(flat.begin(), generator() % flat.size()).key());
+      const auto at = static_cast<std::ptrdiff_t>(generator() % flat.size());
+      Plain::json_pointer pointer(std::next(flat.begin(), at).key());
       // A value, or an object around it.
       while (generator() % 3 == 0 && !pointer.parent_pointer().empty()) {
         pointer = pointer.parent_pointer();

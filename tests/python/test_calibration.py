@@ -39,8 +39,9 @@ class TestInterface:
             "split_fused",
             "tap",
             "max_position",
+            "sink_tokens",
         ]
-        for name in ("split_fused", "tap", "max_position"):  # extensions
+        for name in ("split_fused", "tap", "max_position", "sink_tokens"):  # extensions
             assert config.parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
         assert config.parameters["quant_layers"].default is None
         assert config.parameters["config_defination"].default is None

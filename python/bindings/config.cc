@@ -93,10 +93,10 @@ void bind_config(nb::module_& module) {
                                       "Which layers to calibrate, and how.")
       .def_ro("batch_num", &amct::CalibrationConfig::batch_num, "Batches a layer observes.")
       .def_prop_ro("layer_names", &layer_names, "Names of the layers, in order.")
-      .def(
-          "places", &places,
-          "Where each layer is observed: (name, tap, role, slice, max_position, sink_tokens), in order; a slice "
-          "is (begin, end, groups).")
+      .def("places", &places,
+           "Where each layer is observed: (name, tap, role, slice, max_position, sink_tokens), in "
+           "order; a slice "
+           "is (begin, end, groups).")
       .def("layers_without_heads", &layers_without_heads,
            "The layers whose granularity is per head, and of which the heads are not known.")
       .def(

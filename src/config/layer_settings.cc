@@ -13,8 +13,8 @@ namespace amct {
 namespace {
 
 /// Settings of a layer that only a model's configuration can give.
-constexpr std::array<std::string_view, 6> kPlace{"tap", "role", "slice", "slice_groups",
-                                                 "max_position", "sink_tokens"};
+constexpr std::array<std::string_view, 6> kPlace{"tap",          "role",         "slice",
+                                                 "slice_groups", "max_position", "sink_tokens"};
 
 std::vector<std::string> names_of(const AlgorithmCatalog& catalog) {
   std::vector<std::string> names;

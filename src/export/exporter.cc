@@ -29,13 +29,23 @@ const Runtime& runtime_named(std::string_view name) {
 
 ExportReport export_layers(std::span<const LayerRecord> layers, std::string_view runtime,
                            const ExportOptions& options) {
-  return runtime_named(runtime).write(layers, options);
+  ExportReport report = runtime_named(runtime).write(layers, options);
+  const auto with_sinks =
+      std::ranges::find_if(layers, [](const LayerRecord& layer) { return layer.sink_tokens > 0; });
+  if (with_sinks != layers.end()) {
+    report.warnings.push_back(
+        "layer '" + with_sinks->name + "' was calibrated without the first " +
+        std::to_string(with_sinks->sink_tokens) +
+        " tokens of each sequence; a runtime that quantizes these, too, clips "
+        "them. Calibrate without sink_tokens for it");
+  }
+  return report;
 }
 
 ExportReport export_record(const std::string& record_file, std::string_view runtime,
                            const ExportOptions& options) {
-  const Runtime& known = runtime_named(runtime);
-  return known.write(read_record(record_file), options);
+  runtime_named(runtime);  // before the record is read
+  return export_layers(read_record(record_file), runtime, options);
 }
 
 std::string ExportReport::to_text() const {

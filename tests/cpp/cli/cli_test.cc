@@ -154,6 +154,21 @@ TEST_F(CliTest, ExportAndVerify) {
             static_cast<int>(Exit::kDiffers));
 }
 
+TEST_F(CliTest, AnExportSaysThatNoRuntimeKeepsTheFirstTokens) {
+  write_empty_record(record);
+  merge_into_record(
+      record,
+      std::vector<LayerRecord>{{.name = "layers.0.k_proj", .params = {{0.5F, 0}}, .sink_tokens = 4},
+                               {.name = "layers.0.v_proj", .params = {{0.5F, 0}}}},
+      {});
+  const Result with_sinks = call({"export", record, "--to", "json", "-o", other});
+  EXPECT_EQ(with_sinks.code, 0) << with_sinks.err;
+  EXPECT_NE(
+      with_sinks.out.find("warning: layer 'layers.0.k_proj' was calibrated without the first 4"),
+      std::string::npos)
+      << with_sinks.out;
+}
+
 TEST_F(CliTest, WhatARuntimeCannotSayIsRefusedWithWhatItCan) {
   expect_error({"export", record, "--to", "lmdeploy", "-o", other}, Exit::kError,
                "amct solve COUNTS");

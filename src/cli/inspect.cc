@@ -96,7 +96,7 @@ ValueRange range_of(const Observer& observer) {
 }
 
 /// What is known of the values: their range, a sketch of them, or their exact counts.
-std::string how_kept(const Observer& seen) {
+std::string_view how_kept(const Observer& seen) {
   if (seen.is_range_only()) return "range";
   return seen.is_sketch() ? "sketch" : "exact";
 }
@@ -110,7 +110,7 @@ Exit inspect_counts(const std::string& path, const Context& context) {
     const std::optional<KVRole> role =
         layer->config.role ? layer->config.role : role_in_name(layer->config.name);
     const ValueRange range = range_of(seen);
-    const std::string kept = how_kept(seen);
+    const std::string kept(how_kept(seen));
     layers[layer->index] = {
         {layer->config.name, role_of(role), std::string(name_of(layer->config.tap)),
          std::string(name_of(seen.granularity())), std::to_string(seen.batches()),

@@ -31,10 +31,13 @@ class StatesCodec:
         Its factors.
     channels : int or None
         The channels that it has, see `stored_channels`.
+    recent_tokens : int
+        How many tokens, up to the last, are kept as they are.
     """
 
-    def __init__(self, name: str, factors: KVFactors, channels: int | None) -> None:
+    def __init__(self, name: str, factors: KVFactors, channels: int | None, recent_tokens: int = 0) -> None:
         self.name = name
+        self.recent_tokens = recent_tokens
         self._channels = channels
         self._factors = factors
         self._grid = grid_of(factors.dst_type)
@@ -65,7 +68,7 @@ class StatesCodec:
         states : torch.Tensor
             ``[batch, heads, tokens, head_dim]``, floating point.
         exact : int
-            How many tokens, from the first, are kept as they are.
+            How many tokens, from the first, are kept as they are, beside the last `recent_tokens`.
 
         Raises
         ------
@@ -81,12 +84,15 @@ class StatesCodec:
         batch, count, tokens, head_dim = heads.shape
         self._check(count, head_dim)
         exact = min(exact, tokens)
-        rest = heads if exact == 0 else heads[:, :, exact:]
+        last = tokens - min(self.recent_tokens, tokens - exact)
+        rest = heads if (exact, last) == (0, tokens) else heads[:, :, exact:last]
         buffer = _Buffer.empty(self, rest)
-        self._encode(rest, buffer.codes)
-        # No view: it would keep the memory of all states.
-        kept = heads.new_empty((batch, count, 0, head_dim)) if exact == 0 else heads[:, :, :exact].clone()
-        return CodedStates(self, kept, copies, buffer, 0, tokens - exact)
+        self.encode(rest, buffer.codes)
+        none = heads.new_empty((batch, count, 0, head_dim))
+        # No views: they would keep the memory of all states.
+        first = none if exact == 0 else heads[:, :, :exact].clone()
+        recent = none if last == tokens else heads[:, :, last:].clone()
+        return CodedStates(self, first, recent, copies, buffer, 0, last - exact)
 
     def decode(self, codes: torch.Tensor, out: torch.Tensor) -> None:
         """Write what codes ``[batch, heads, tokens, bytes]`` stand for.
@@ -99,7 +105,8 @@ class StatesCodec:
         factors = self._broadcast(out)
         out.copy_(decoded(codes, *factors, self._grid, out.shape[3]))
 
-    def _encode(self, states: torch.Tensor, codes: torch.Tensor) -> None:
+    def encode(self, states: torch.Tensor, codes: torch.Tensor) -> None:
+        """Write the codes of states ``[batch, heads, tokens, head_dim]``, the inverse of `decode`."""
         if _has_kernels(states):
             self._kernels.quantize(states, codes)
             return
@@ -181,6 +188,8 @@ class CodedStates:
         What they are coded by.
     exact : torch.Tensor
         The first tokens, as they are.
+    recent : torch.Tensor
+        The last tokens, as they are. They become codes as others follow.
     copies : int
         How often each head is there; stored is one of them.
     buffer : _Buffer
@@ -190,9 +199,16 @@ class CodedStates:
     """
 
     def __init__(
-        self, codec: StatesCodec, exact: torch.Tensor, copies: int, buffer: _Buffer, begin: int, end: int
+        self,
+        codec: StatesCodec,
+        exact: torch.Tensor,
+        recent: torch.Tensor,
+        copies: int,
+        buffer: _Buffer,
+        begin: int,
+        end: int,
     ) -> None:
-        self.codec, self.exact, self.copies = codec, exact, copies
+        self.codec, self.exact, self.recent, self.copies = codec, exact, recent, copies
         self.buffer, self.begin, self.end = buffer, begin, end
         buffer.parts.add(self)
 
@@ -205,7 +221,8 @@ class CodedStates:
     def shape(self) -> torch.Size:
         """The shape of the tensor they stand for."""
         batch, heads, exact, head_dim = self.exact.shape
-        return torch.Size((batch, heads * self.copies, exact + self.end - self.begin, head_dim))
+        tokens = exact + self.end - self.begin + self.recent.shape[2]
+        return torch.Size((batch, heads * self.copies, tokens, head_dim))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -220,12 +237,13 @@ class CodedStates:
     @property
     def nbytes(self) -> int:
         """Bytes of the codes, and of the tokens that are kept as they are."""
-        return self.codes.nbytes + self.exact.nbytes
+        return self.codes.nbytes + self.exact.nbytes + self.recent.nbytes
 
     @property
     def allocated(self) -> int:
         """The same with the room of the buffer."""
-        return self.buffer.codes.untyped_storage().nbytes() + self.exact.untyped_storage().nbytes()
+        tensors = (self.buffer.codes, self.exact, self.recent)
+        return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
     def numel(self) -> int:
         """Elements of the tensor they stand for."""
@@ -234,8 +252,9 @@ class CodedStates:
     def dequantize(self) -> torch.Tensor:
         """The tensor they stand for, newly made."""
         batch, heads, exact, head_dim = self.exact.shape
-        tokens = exact + self.end - self.begin
-        if self.copies == 1 and exact == 0:
+        coded, recent = self.end - self.begin, self.recent.shape[2]
+        tokens = exact + coded + recent
+        if self.copies == 1 and tokens == coded:
             out = torch.empty((batch, heads, tokens, head_dim), dtype=self.dtype, device=self.device)
             self.codec.decode(self.codes, out)
             return out
@@ -243,7 +262,9 @@ class CodedStates:
         for copy in out.unbind(2):
             if exact > 0:
                 copy[:, :, :exact] = self.exact
-            self.codec.decode(self.codes, copy[:, :, exact:])
+            self.codec.decode(self.codes, copy[:, :, exact : exact + coded])
+            if recent > 0:
+                copy[:, :, exact + coded :] = self.recent
         return out.flatten(1, 2)
 
     def index_select(self, dim: int, index: torch.Tensor) -> Any:
@@ -252,8 +273,8 @@ class CodedStates:
             return self.dequantize().index_select(dim, index)
         with torch.inference_mode(False):
             codes = self.buffer.codes[:, :, self.begin :].index_select(0, index.clone())
-        exact = self.exact.index_select(0, index)
-        return self._part(exact, _Buffer(codes), 0, self.end - self.begin)
+        exact, recent = (part.index_select(0, index) for part in (self.exact, self.recent))
+        return self._part(exact, recent, _Buffer(codes), 0, self.end - self.begin)
 
     def repeat_interleave(self, repeats: Any, dim: int | None = None) -> Any:
         """Each sequence of the batch so many times."""
@@ -272,14 +293,22 @@ class CodedStates:
         if tokens is None:
             return self.dequantize()[key]
         begin, end, _ = tokens.indices(self.shape[2])
-        end, exact = max(begin, end), self.exact.shape[2]
-        kept = self.exact[:, :, begin:end]
-        first = self.begin + max(begin - exact, 0)
-        return self._part(kept, self.buffer, first, max(self.begin + end - exact, first))
+        end = max(begin, end)
+        exact, coded = self.exact.shape[2], self.end - self.begin
+        first, last = (min(max(at - exact, 0), coded) for at in (begin, end))
+        after = exact + coded
+        return self._part(
+            self.exact[:, :, begin:end],
+            self.recent[:, :, max(begin - after, 0) : max(end - after, 0)],
+            self.buffer,
+            self.begin + first,
+            self.begin + last,
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CodedStates:
         with torch.inference_mode(False):
-            return self._part(self.exact.clone(), _Buffer(self.codes.clone()), 0, self.end - self.begin)
+            exact, recent = self.exact.clone(), self.recent.clone()
+            return self._part(exact, recent, _Buffer(self.codes.clone()), 0, self.end - self.begin)
 
     def __getattr__(self, name: str) -> Any:
         # In place, operations would change a copy.
@@ -315,24 +344,40 @@ class CodedStates:
         """These tokens, then others."""
         if not isinstance(other, CodedStates):
             other = self.codec.coded(other)
-        if self.begin == self.end:
+        if self.begin == self.end and self.recent.shape[2] == 0:
             exact = torch.cat([self.exact, other.exact], dim=2)
-            return self._part(exact, other.buffer, other.begin, other.end)
+            return self._part(exact, other.recent, other.buffer, other.begin, other.end)
         if other.exact.shape[2] > 0 or other.codec is not self.codec:
             other = self.codec.coded(other.dequantize())
-        return self._with_codes(other)
+        aged, recent = self.recent, other.recent
+        if self.codec.recent_tokens > 0:
+            # None of these are recent where others have enough, or codes, which are of tokens between.
+            room = 0 if other.begin < other.end else self.codec.recent_tokens - recent.shape[2]
+            count = max(aged.shape[2] - room, 0)
+            recent = torch.cat([aged[:, :, count:], recent], dim=2)
+            aged = aged[:, :, :count]
+        return self._with_codes(aged, other, recent)
 
-    def _with_codes(self, other: CodedStates) -> CodedStates:
-        more = other.end - other.begin
+    def _with_codes(self, aged: torch.Tensor, other: CodedStates, recent: torch.Tensor) -> CodedStates:
+        """These codes, then those of tokens that were recent, then the codes of others."""
+        middle = aged.shape[2]
+        more = middle + other.end - other.begin
+        if more == 0:
+            return self._part(self.exact, recent, self.buffer, self.begin, self.end)
         buffer, begin, end = self.buffer, self.begin, self.end
         if end + more > buffer.codes.shape[2] or not buffer.is_free_from(end, but=self):
             buffer = buffer.with_room(begin, end, more)
             begin, end = 0, end - begin
-        buffer.codes[:, :, end : end + more] = other.codes
-        return self._part(self.exact, buffer, begin, end + more)
+        if middle > 0:
+            self.codec.encode(aged, buffer.codes[:, :, end : end + middle])
+        if more > middle:
+            buffer.codes[:, :, end + middle : end + more] = other.codes
+        return self._part(self.exact, recent, buffer, begin, end + more)
 
-    def _part(self, exact: torch.Tensor, buffer: _Buffer, begin: int, end: int) -> CodedStates:
-        return CodedStates(self.codec, exact, self.copies, buffer, begin, end)
+    def _part(
+        self, exact: torch.Tensor, recent: torch.Tensor, buffer: _Buffer, begin: int, end: int
+    ) -> CodedStates:
+        return CodedStates(self.codec, exact, recent, self.copies, buffer, begin, end)
 
 
 def _arguments_of_cat(tensors: Any, dim: int = 0, *, out: Any = None) -> tuple[list[Any], int]:

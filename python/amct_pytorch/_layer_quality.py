@@ -103,7 +103,7 @@ class LayerProbe:
                 ) -> tuple[torch.Tensor, torch.Tensor]:
                     for role, states in (("key", keys), ("value", values)):
                         if role in roles:
-                            seen.states[roles[role].name] = states
+                            seen.states.add(roles[role].name, states)
                     return keys, values
 
                 stack.callback(CacheWatch(module, note).remove)
@@ -113,23 +113,23 @@ class LayerProbe:
     @contextlib.contextmanager
     def quantized(self, seen: _Seen) -> Iterator[None]:
         """Compares a forward with the quantized cache to the one in full precision."""
-        outputs: dict[str, torch.Tensor] = {}
-        heads: dict[str, torch.Tensor] = {}
+        outputs, heads = _Parts(), _Parts()
         with contextlib.ExitStack() as stack:
             self._watch_outputs(stack, outputs, heads)
             yield
-        for name, states in seen.states.items():
+        for name, states in seen.states.whole():
             if name in self._factors:
                 self._add_stored(name, states)
-        for name, output in outputs.items():
-            rows = [tensor.flatten(0, -2).unsqueeze(1) for tensor in (seen.outputs[name], output)]
+        full_outputs, full_heads = dict(seen.outputs.whole()), dict(seen.heads.whole())
+        for name, output in outputs.whole():
+            rows = [tensor.flatten(0, -2).unsqueeze(1) for tensor in (full_outputs[name], output)]
             self._attention.setdefault(name, _Sums()).add(*rows)
-        for name, inputs in heads.items():
+        for name, inputs in heads.whole():
             count = self._query_heads(name)
             if count is None or inputs.shape[-1] % count != 0:
                 continue
             split = [
-                tensor.reshape(-1, count, tensor.shape[-1] // count) for tensor in (seen.heads[name], inputs)
+                tensor.reshape(-1, count, tensor.shape[-1] // count) for tensor in (full_heads[name], inputs)
             ]
             self._heads.setdefault(name, _Sums()).add(*split)
 
@@ -174,16 +174,14 @@ class LayerProbe:
                     return number
         return None
 
-    def _watch_outputs(
-        self, stack: contextlib.ExitStack, outputs: dict[str, torch.Tensor], heads: dict[str, torch.Tensor]
-    ) -> None:
+    def _watch_outputs(self, stack: contextlib.ExitStack, outputs: _Parts, heads: _Parts) -> None:
         for attention in self._by_attention():
             module = self._model.get_submodule(attention)
 
             def note_output(_module: Any, _args: Any, output: Any, name: str = attention) -> None:
                 first = output[0] if isinstance(output, tuple) else output
                 if isinstance(first, torch.Tensor):
-                    outputs[name] = first
+                    outputs.add(name, first)
 
             stack.callback(module.register_forward_hook(note_output).remove)
             projection = next(
@@ -194,18 +192,32 @@ class LayerProbe:
 
             def note_heads(_module: Any, args: Any, name: str = attention) -> None:
                 if args and isinstance(args[0], torch.Tensor):
-                    heads[name] = args[0]
+                    heads.add(name, args[0])
 
             stack.callback(projection.register_forward_pre_hook(note_heads).remove)
+
+
+class _Parts:
+    """Tensors ``[..., tokens, channels]`` by name, in as many parts as a window goes through the model in."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[torch.Tensor]] = {}
+
+    def add(self, name: str, part: torch.Tensor) -> None:
+        """Add the next tokens."""
+        self._parts.setdefault(name, []).append(part)
+
+    def whole(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The parts of each name, joined."""
+        for name, parts in self._parts.items():
+            yield name, parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
 
 
 class _Seen:
     """What a forward in full precision stored and gave out, by name."""
 
     def __init__(self) -> None:
-        self.states: dict[str, torch.Tensor] = {}
-        self.outputs: dict[str, torch.Tensor] = {}
-        self.heads: dict[str, torch.Tensor] = {}
+        self.states, self.outputs, self.heads = _Parts(), _Parts(), _Parts()
 
 
 def clips(x: torch.Tensor, factors: KVFactors) -> torch.Tensor:

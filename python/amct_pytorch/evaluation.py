@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 
+from amct_pytorch._coded_states import CodedStates
 from amct_pytorch._layer_quality import LayerProbe, LayerQuality
 from amct_pytorch.fake_quant import load_factors
 from amct_pytorch.record import KVFactors
@@ -140,6 +141,7 @@ def evaluate(
     candidates: Mapping[str, Any],
     *,
     sink_tokens: int | None = None,
+    recent_tokens: int = 0,
     missing: Literal["error", "keep"] = "error",
     layers: bool = False,
     progress: Callable[[], None] = lambda: None,
@@ -157,6 +159,10 @@ def evaluate(
         Record files, or what `read_record` gave, by the names they are to have.
     sink_tokens : int, optional
         First tokens of each window that stay unquantized; without it those of each record.
+    recent_tokens : int
+        How many tokens before each one attention sees unquantized (see `StaticQuantizedCache`). A window then
+        goes through the model in pieces of a quarter of as many, in full precision as well, so that each
+        token sees no more of them than when it is decoded, and no less than three quarters.
     missing : {'error', 'keep'}
         What layers are that a record does not name: an error, or unquantized.
     layers : bool
@@ -172,7 +178,8 @@ def evaluate(
     Raises
     ------
     ValueError
-        There is no window, or a record does not fit the model (see `StaticQuantizedCache`).
+        There is no window, a record does not fit the model, or a number of tokens is negative (see
+        `StaticQuantizedCache`).
     """
     from transformers import DynamicCache
 
@@ -185,20 +192,26 @@ def evaluate(
     probes = {name: LayerProbe(model, of_one) for name, of_one in factors.items()} if layers else {}
     full = _Sums()
     full_bytes = 0.0
+    piece = max(recent_tokens // 4, 1) if recent_tokens > 0 else None
+    # The first token of a piece sees these and itself, the last one all others of the piece, too.
+    recent = 0 if piece is None else recent_tokens + 1 - piece
     with torch.inference_mode():
         for tokens in batches:
             cache = DynamicCache(config=getattr(model, "config", None))
             probe = next(iter(probes.values()), None)
             with contextlib.nullcontext() if probe is None else probe.full_precision() as seen:
-                log_probs = torch.log_softmax(_logits(model, tokens, cache), dim=-1)
+                log_probs = torch.log_softmax(_logits(model, tokens, cache, piece), dim=-1)
             full.add(log_probs, log_probs, tokens)
             full_bytes = _stored_bytes(cache) / tokens.numel()
             for name, of_one in factors.items():
-                quantized = StaticQuantizedCache(of_one, model, sink_tokens=sink_tokens, missing=missing)
+                quantized = StaticQuantizedCache(
+                    of_one, model, sink_tokens=sink_tokens, recent_tokens=recent, missing=missing
+                )
                 with contextlib.nullcontext() if seen is None else probes[name].quantized(seen):
-                    found = torch.log_softmax(_logits(model, tokens, quantized), dim=-1)
+                    found = torch.log_softmax(_logits(model, tokens, quantized, piece), dim=-1)
                 sums[name].add(found, log_probs, tokens)
-                sums[name].bytes_per_token = quantized.memory().stored / tokens.numel()
+                stored = quantized.memory().stored + _bytes_of_more(quantized, recent_tokens - recent)
+                sums[name].bytes_per_token = stored / tokens.numel()
                 progress()
     if not full.losses:
         raise ValueError("there is no window to evaluate on")
@@ -261,14 +274,31 @@ def _standard_error(numbers: list[float]) -> float:
     return math.sqrt(variance / len(numbers))
 
 
-def _logits(model: torch.nn.Module, tokens: torch.Tensor, cache: Any) -> torch.Tensor:
-    """float32 logits of every token but the first, ``[batch, tokens - 1, vocabulary]``."""
+def _logits(
+    model: torch.nn.Module, tokens: torch.Tensor, cache: Any, piece: int | None = None
+) -> torch.Tensor:
+    """float32 logits for every token but the first, ``[batch, tokens - 1, vocabulary]``.
+
+    The cache is fed so many tokens at once as a piece has; all, without it.
+    """
     # Newer transformers call it cache and warn of the old name.
     renamed = "cache" in inspect.signature(model.forward).parameters
     argument = "cache" if renamed else "past_key_values"
     given = {"use_cache": False} if cache is None else {argument: cache}
-    logits: torch.Tensor = model(tokens, **given).logits[:, :-1].float()
-    return logits
+    pieces = (tokens,) if piece is None else tokens.split(piece, dim=1)
+    logits = torch.cat([model(part, **given).logits for part in pieces], dim=1)
+    return logits[:, :-1].float()
+
+
+def _bytes_of_more(cache: Any, recent_tokens: int) -> int:
+    """What it takes to store so many more of the last tokens as they are."""
+    more = 0
+    for states in (getattr(layer, part, None) for layer in cache.layers for part in ("keys", "values")):
+        if isinstance(states, CodedStates):
+            batch, heads, coded, row_bytes = states.codes.shape
+            saved = states.shape[3] * states.dtype.itemsize - row_bytes
+            more += min(recent_tokens, coded) * batch * heads * saved
+    return more
 
 
 def _stored_bytes(cache: Any) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -58,6 +59,7 @@ def recommend(
     max_loss: float = 0.001,
     candidates: Iterable[str] = DEFAULT_CANDIDATES,
     sink_tokens: int | None = None,
+    recent_tokens: int = 0,
     sensitivity_windows: int = 2,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Recommendation:
@@ -81,7 +83,7 @@ def recommend(
         error together are not above it, so that few windows, which tell little, allow little.
     candidates : iterable of str
         From the cheapest to the dearest (see `Candidate`); last of all layers stay as they are.
-    sink_tokens : int, optional
+    sink_tokens, recent_tokens : int
         See `evaluate`.
     sensitivity_windows : int
         Windows that each layer is measured on.
@@ -98,7 +100,7 @@ def recommend(
     ValueError
         A candidate is wrong, there is no window, or the counts are not those of the model.
     """
-    search = _Search(model, batches, sink_tokens, max_loss, progress)
+    search = _Search(model, batches, max_loss, progress, sink_tokens, recent_tokens)
     counts = require_path("counts_file", counts_file)
     layers = find_kv_layers(model)
     roles = {layer.name: layer.role for layer in layers}
@@ -150,15 +152,16 @@ class _Search:
         self,
         model: torch.nn.Module,
         batches: Sequence[torch.Tensor],
-        sink_tokens: int | None,
         max_loss: float,
         progress: Callable[[str], None],
+        sink_tokens: int | None,
+        recent_tokens: int,
     ) -> None:
         self._model = model
         self._batches = batches
-        self._sink_tokens = sink_tokens
         self._max_loss = max_loss
         self._progress = progress
+        self._kept_tokens: Any = {"sink_tokens": sink_tokens, "recent_tokens": recent_tokens}
         self.tried: list[Quality] = []
         self.last_kept: Quality | None = None
 
@@ -183,7 +186,7 @@ class _Search:
     ) -> Quality:
         self._progress(name)
         factors: dict[str, KVFactors] = {layer: factors_of(result) for layer, result in results.items()}
-        found = evaluate(self._model, batches, {name: factors}, sink_tokens=self._sink_tokens, missing="keep")
+        found = evaluate(self._model, batches, {name: factors}, missing="keep", **self._kept_tokens)
         return found.candidates[0]
 
 

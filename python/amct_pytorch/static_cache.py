@@ -59,6 +59,11 @@ class StaticQuantizedCache(RecordedCache):
         whatever they say ("Efficient Streaming Language Models with Attention Sinks", Xiao et al., 2023).
         They are the first that are stored, which are padding where a batch is padded on the left. Where a
         window has slid beyond them they are gone, as they are from the model's own cache.
+    recent_tokens : int
+        How many tokens of each sequence, up to the last, are stored as they are, and become codes as others
+        follow: attention looks most at what is near ("KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV
+        Cache", Liu et al., 2024). With it, the tokens of an update see each other, and the recent tokens
+        before them, as they are, so that a prompt is read in full precision but for what came before it.
     missing : {'error', 'keep'}
         What layers are that the record does not name: an error, or stored as they are.
 
@@ -67,9 +72,9 @@ class StaticQuantizedCache(RecordedCache):
     ValueError
         The record lacks a layer of the model, or has one that the model does not: it is the record of
         another model, or not complete. Or the model has no such layers, or caches beside this one. A negative
-        `sink_tokens`, an unknown `missing`.
+        `sink_tokens` or `recent_tokens`, an unknown `missing`.
     TypeError
-        `sink_tokens` is no int.
+        `sink_tokens` or `recent_tokens` is no int.
 
     Examples
     --------
@@ -85,18 +90,19 @@ class StaticQuantizedCache(RecordedCache):
         model: torch.nn.Module,
         *,
         sink_tokens: int | None = None,
+        recent_tokens: int = 0,
         missing: Literal["error", "keep"] = "error",
     ) -> None:
-        if sink_tokens is not None and (
-            isinstance(sink_tokens, bool) or require_type("sink_tokens", sink_tokens, int) < 0
-        ):
-            raise ValueError(f"sink_tokens must be a number of tokens, 0 or more, not {sink_tokens}")
+        if sink_tokens is not None:
+            _require_tokens("sink_tokens", sink_tokens)
+        _require_tokens("recent_tokens", recent_tokens)
         super().__init__(record, model, missing)
         layers = [layer for pair in self._stored.values() for layer in pair if layer is not None]
         recorded = max((layer.factors.sink_tokens for layer in layers), default=0)
         self._sink_tokens = recorded if sink_tokens is None else sink_tokens
         self._codecs = {
-            index: (_codec_of(first), _codec_of(second)) for index, (first, second) in self._stored.items()
+            index: (_codec_of(first, recent_tokens), _codec_of(second, recent_tokens))
+            for index, (first, second) in self._stored.items()
         }
 
     @outside_graphs
@@ -110,8 +116,14 @@ class StaticQuantizedCache(RecordedCache):
             sinks = max(self._sink_tokens - self.get_seq_length(layer_idx), 0)
         keys: Any = key_states if of_keys is None else of_keys.coded(key_states, sinks)
         values: Any = value_states if of_values is None else of_values.coded(value_states, sinks)
+        past_keys, past_values = self._past(layer_idx)
         keys, values = super().update(keys, values, layer_idx, *args, **kwargs)
-        return _read(keys), _read(values)
+        return _read(keys, past_keys, key_states), _read(values, past_values, value_states)
+
+    def _past(self, layer_idx: int) -> tuple[Any, Any]:
+        """The keys and values of a layer so far."""
+        layer = self.layers[layer_idx] if layer_idx < len(self.layers) else None
+        return getattr(layer, "keys", None), getattr(layer, "values", None)
 
     def memory(self) -> CacheMemory:
         """What the keys and values take, and would take unquantized; recurrent states are left out."""
@@ -129,10 +141,26 @@ class StaticQuantizedCache(RecordedCache):
         return CacheMemory(stored, allocated, unquantized)
 
 
-def _codec_of(layer: StoredLayer | None) -> StatesCodec | None:
-    return None if layer is None else StatesCodec(layer.name, layer.factors, layer.channels)
+def _require_tokens(name: str, count: int) -> None:
+    if isinstance(count, bool) or require_type(name, count, int) < 0:
+        raise ValueError(f"{name} must be a number of tokens, 0 or more, not {count}")
 
 
-def _read(states: Any) -> torch.Tensor:
-    tensor: torch.Tensor = states.dequantize() if isinstance(states, CodedStates) else states
+def _codec_of(layer: StoredLayer | None, recent_tokens: int) -> StatesCodec | None:
+    return None if layer is None else StatesCodec(layer.name, layer.factors, layer.channels, recent_tokens)
+
+
+def _read(states: Any, past: Any, new: torch.Tensor) -> torch.Tensor:
+    """What attention sees of stored states, of which `new` are the last and `past` was stored before."""
+    if not isinstance(states, CodedStates):
+        tensor: torch.Tensor = states
+        return tensor
+    tensor = states.dequantize()
+    if states.codec.recent_tokens > 0:
+        # Those that are beyond the recent ones now were not when these came.
+        middle = tensor.shape[2] - new.shape[2]
+        tensor[:, :, middle:] = new.detach()
+        if isinstance(past, CodedStates):
+            recent = past.recent.repeat_interleave(past.copies, 1)
+            tensor[:, :, middle - recent.shape[2] : middle] = recent
     return tensor

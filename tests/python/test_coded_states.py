@@ -64,8 +64,26 @@ def test_parts_of_a_buffer_do_not_overwrite_each_other() -> None:
     assert more.buffer is cropped.buffer
 
 
-def test_codes_are_tensors_to_all_others() -> None:
-    codec = StatesCodec("layer", spread_factors(2, 8, "per_channel", "INT8"), 16)
+def test_codes_do_not_depend_on_how_tokens_came() -> None:
+    """Recent tokens that become codes later get those that they would have got at once."""
+    codec = StatesCodec("layer", spread_factors(2, 8, "per_channel", "INT4"), 16, recent_tokens=5)
+    x = torch.randn(1, 2, 40, 8)
+    at_once: Any = codec.coded(x, exact=3)
+    for sizes in ([1] * 40, [40], [3, 5, 2, 30], [4, 4, 7, 25], [9, 1, 1, 29], [2, 38], [6, 34]):
+        states: Any = None
+        for part in x.split(sizes, dim=2):
+            seen = 0 if states is None else states.shape[2]
+            coded = codec.coded(part, exact=max(3 - seen, 0))
+            states = coded if states is None else torch.cat([states, coded], dim=-2)
+        assert torch.equal(states.codes, at_once.codes)
+        assert torch.equal(states.dequantize(), at_once.dequantize())
+        assert torch.equal(states.recent, x[:, :, 35:])
+        assert states.nbytes == at_once.nbytes == 32 * 8 + 8 * 64
+
+
+@pytest.mark.parametrize("recent_tokens", [0, 2])
+def test_codes_are_tensors_to_all_others(recent_tokens: int) -> None:
+    codec = StatesCodec("layer", spread_factors(2, 8, "per_channel", "INT8"), 16, recent_tokens)
     x: Any = codec.coded(torch.randn(2, 2, 6, 8))
     tensor = x.dequantize()
     assert (x.shape, x.dtype, x.device, x.numel()) == (tensor.shape, tensor.dtype, tensor.device, 192)

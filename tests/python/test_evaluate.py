@@ -114,6 +114,50 @@ def test_better_formats_are_better(
     assert all(quality.loss == pytest.approx(0, abs=1e-7) for quality in kept.candidates)
 
 
+@pytest.mark.parametrize("recent_tokens", [1, 3, 9])
+def test_recent_tokens_are_those_of_decoding(
+    model: torch.nn.Module, rows: list[torch.Tensor], counts: Path, tmp_path: Path, recent_tokens: int
+) -> None:
+    """Up to three, the pieces of a window are single tokens, and so the logits are those of decoding."""
+    record = _record(counts, tmp_path, num_bits=4)
+    found = evaluate(model, rows[2:], {"int4": record}, sink_tokens=1, recent_tokens=recent_tokens)
+    losses, bytes_per_token = [], 0.0
+    for row in rows[2:]:
+        cache = amct.StaticQuantizedCache(record, model, sink_tokens=1, recent_tokens=recent_tokens)
+        with torch.inference_mode():
+            steps = [model(token, **{CACHE: cache}).logits for token in row.split(1, dim=1)]
+        log_probs = torch.cat(steps, dim=1)[:, :-1].double().log_softmax(-1)
+        losses.append(-log_probs.gather(-1, row[:, 1:, None]).mean().item())
+        bytes_per_token = cache.memory().stored / row.numel()
+    rel = 1e-6 if recent_tokens < 4 else 0.02
+    assert found.candidates[0].perplexity == pytest.approx(math.exp(sum(losses) / 2), rel=rel)
+    assert found.candidates[0].bytes_per_token == bytes_per_token
+    assert found.perplexity == pytest.approx(perplexity(model, rows[2:]), rel=1e-5)
+
+
+def test_what_recent_tokens_save(
+    model: torch.nn.Module, rows: list[torch.Tensor], counts: Path, tmp_path: Path
+) -> None:
+    record = _record(counts, tmp_path, num_bits=4)
+    kl = [
+        evaluate(model, rows[2:], {"int4": record}, recent_tokens=recent_tokens).candidates[0].kl
+        for recent_tokens in (0, 4, 8, WINDOW)
+    ]
+    assert kl[0] > kl[1] > kl[2] > kl[3] == pytest.approx(0, abs=1e-7)
+    # Of layers, what is stored is what the codes of all would be; attention sees less of it.
+    of_layers = [
+        {(layer.layer, layer.head): layer for layer in quality.layers}
+        for recent_tokens in (0, 4)
+        for quality in evaluate(
+            model, rows[2:], {"int4": record}, recent_tokens=recent_tokens, layers=True
+        ).candidates
+    ]
+    assert of_layers[0].keys() == of_layers[1].keys()
+    values, attention = ("model.layers.0.self_attn.v_proj", None), ("model.layers.0.self_attn", None)
+    assert of_layers[1][values].sqnr_db == pytest.approx(of_layers[0][values].sqnr_db, rel=1e-5)
+    assert of_layers[1][attention].attention_error < of_layers[0][attention].attention_error
+
+
 def test_layers_and_heads(
     model: torch.nn.Module, rows: list[torch.Tensor], counts: Path, tmp_path: Path
 ) -> None:

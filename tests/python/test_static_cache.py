@@ -83,9 +83,40 @@ def _states(cache: Any) -> Iterator[torch.Tensor]:
             yield states.dequantize() if isinstance(states, CodedStates) else states
 
 
-def _assert_same(cache: Any, other: Any) -> None:
-    for states, wanted in zip(_states(cache), _states(other), strict=True):
-        assert torch.equal(states, wanted)
+class _Reference(transformers.DynamicCache):  # type: ignore[misc]
+    """Holds tensors, and rounds those in the place of codes when they are read."""
+
+    def __init__(self, record: Records, model: Any, sink_tokens: int = 0, recent_tokens: int = 0) -> None:
+        super().__init__(config=model.config)
+        self._factors = [
+            [record[f"model.layers.{i}.self_attn.{p}_proj"] for p in "kv"] for i in range(len(self.layers))
+        ]
+        self._sink_tokens, self._recent_tokens = sink_tokens, recent_tokens
+        self._recent, self._total = [0] * len(self.layers), [0] * len(self.layers)
+
+    def update(self, keys: Any, values: Any, i: int, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        seen = 0 if self._recent_tokens == 0 else self._recent_now(i) + keys.shape[2]
+        both = super().update(keys, values, i, *args, **kwargs)
+        self._recent[i] = min(seen, self._recent_tokens)
+        self._total[i] = self.get_seq_length(i)
+        keys, values = (self._read(*pair, i, seen) for pair in zip(both, self._factors[i], strict=True))
+        return keys, values
+
+    def stored(self) -> Iterator[torch.Tensor]:
+        for i, layer in enumerate(self.layers):
+            for states, factors in zip((layer.keys, layer.values), self._factors[i], strict=True):
+                yield self._read(states, factors, i, self._recent_now(i))
+
+    def _recent_now(self, i: int) -> int:
+        """Those that no crop has taken: it does not bring back what has become a code."""
+        return max(self._recent[i] - (self._total[i] - self.get_seq_length(i)), 0)
+
+    def _read(self, states: torch.Tensor, factors: amct.KVFactors, i: int, recent: int) -> torch.Tensor:
+        beyond_window = self.get_seq_length(i) - states.shape[2]
+        result = _rounded(states, factors, max(self._sink_tokens - beyond_window, 0))
+        last = max(states.shape[2] - recent, 0)
+        result[:, :, last:] = states[:, :, last:]
+        return result
 
 
 @pytest.mark.parametrize("granularity", ["per_tensor", "per_head", "per_channel"])
@@ -130,9 +161,10 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize("recent_tokens", [0, 3])
 @pytest.mark.parametrize("mode", [*MODES, "assisted", "padded"])
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3"])
-def test_generate(kind: str, mode: str) -> None:
+def test_generate(kind: str, mode: str, recent_tokens: int) -> None:
     model = _llama() if kind == "llama" else _sliding(kind)
     record = _record(model)
     alone = mode in ("prompt lookup", "assisted", "chunks")
@@ -147,9 +179,13 @@ def test_generate(kind: str, mode: str) -> None:
         ids[0, :5] = 0
         options["attention_mask"] = (ids != 0).long()
     results = []
-    for make in (FakeQuantizedCache, StaticQuantizedCache):
+    for cache in (
+        _Reference(record, model, recent_tokens=recent_tokens)
+        if recent_tokens
+        else FakeQuantizedCache(record, model),
+        StaticQuantizedCache(record, model, recent_tokens=recent_tokens),
+    ):
         torch.manual_seed(3)
-        cache = make(record, model)
         results.append(model.generate(ids, **{CACHE: cache}, **options))
         results.append(cache.get_seq_length())
     assert torch.equal(results[2], results[0])
@@ -206,26 +242,26 @@ def test_an_earlier_cache_goes_on(kind: str) -> None:
     assert torch.equal(model.generate(ids, **{CACHE: prompt}, max_new_tokens=5), wanted)
 
 
+@pytest.mark.parametrize("recent_tokens", [0, 1, 4])
 @pytest.mark.parametrize("sink_tokens", [0, 3])
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3"])
-def test_what_is_done_to_a_cache(kind: str, sink_tokens: int, path: str) -> None:
+def test_what_is_done_to_a_cache(kind: str, sink_tokens: int, recent_tokens: int, path: str) -> None:
     """Beside a cache that holds the tensors."""
     model = _llama() if kind == "llama" else _sliding(kind)
     record = _record(model)
-    ids = _ids(batch=3)
-    stored = StaticQuantizedCache(record, model, sink_tokens=sink_tokens)
-    plain = transformers.DynamicCache(config=model.config)
+    stored = StaticQuantizedCache(record, model, sink_tokens=sink_tokens, recent_tokens=recent_tokens)
+    plain = _Reference(record, model, sink_tokens, recent_tokens)
+
+    def same() -> None:
+        for found, wanted in zip(_states(stored), plain.stored(), strict=True):
+            assert torch.equal(found, wanted)
 
     def feed(*shape: int) -> None:
         for i in range(2):
             states = torch.randn(shape[0], 2, shape[1], 8), torch.randn(shape[0], 2, shape[1], 8)
-            seen = plain.get_seq_length(i)
-            keep = max(sink_tokens - seen, 0)
-            of = [record[f"model.layers.{i}.self_attn.{p}_proj"] for p in "kv"]
-            rounded = [_rounded(x, factors, keep) for x, factors in zip(states, of, strict=True)]
-            for found, wanted in zip(stored.update(*states, i), plain.update(*rounded, i), strict=True):
+            for found, wanted in zip(stored.update(*states, i), plain.update(*states, i), strict=True):
                 assert torch.equal(found, wanted)
-        _assert_same(stored, plain)
+        same()
         assert stored.get_mask_sizes(1, 0) == plain.get_mask_sizes(1, 0)
 
     for cache in (stored, plain):
@@ -242,12 +278,11 @@ def test_what_is_done_to_a_cache(kind: str, sink_tokens: int, path: str) -> None
     ):
         for cache in (stored, plain):
             change(cache)
-        _assert_same(stored, plain)
+        same()
         batch = plain.layers[0].keys.shape[0]
         feed(batch, 1)
         feed(batch, 3)
     assert stored.is_croppable
-    assert ids.shape[0] == 3
     for cache in (stored, plain):
         cache.reset()
         assert cache.get_seq_length() == 0
@@ -277,6 +312,31 @@ def test_sinks_are_exact() -> None:
             keys = cache.layers[0].keys.dequantize()
             same = (keys - plain.layers[0].keys).abs().amax((0, 1, 3)) < 1e-5
             assert same.tolist() == [token < sink_tokens for token in range(12)]
+
+
+def test_recent_tokens_are_exact() -> None:
+    model = _llama()
+    record = _record(model, dst_type="INT4")
+    plain = transformers.DynamicCache()
+    cache = StaticQuantizedCache(record, model, sink_tokens=1, recent_tokens=4)
+    seen = []
+    with torch.inference_mode():
+        model(_ids(), **{CACHE: plain})
+        for part in (_ids()[:, :9], _ids()[:, 9:10], _ids()[:, 10:]):
+            logits = model(part, **{CACHE: cache}).logits
+            same = (
+                cache.layers[0].keys.dequantize() - plain.layers[0].keys[:, :, : cache.get_seq_length()]
+            ).abs()
+            seen.append((same.amax((0, 1, 3)) < 1e-5).nonzero().flatten().tolist())
+    assert seen == [[0, 5, 6, 7, 8], [0, 6, 7, 8, 9], [0, 8, 9, 10, 11]]
+    assert cache.memory().stored == 2 * 2 * 2 * 2 * (5 * 8 * 4 + 7 * 4)
+    # A prompt sees all of itself as it is.
+    whole = StaticQuantizedCache(record, model, recent_tokens=1)
+    with torch.inference_mode():
+        wanted = model(_ids()).logits
+        assert torch.equal(model(_ids(), **{CACHE: whole}).logits, wanted)
+    assert not torch.equal(logits, wanted[:, 10:])
+    assert whole.memory().unquantized > 5 * whole.memory().stored
 
 
 def test_a_record_of_some_layers() -> None:
@@ -354,6 +414,8 @@ def test_what_cannot_be_made() -> None:
         StaticQuantizedCache(record, model, sink_tokens=-1)
     with pytest.raises(TypeError, match="sink_tokens must be a int"):
         StaticQuantizedCache(record, model, sink_tokens=1.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="recent_tokens must be a number of tokens, 0 or more, not -2"):
+        StaticQuantizedCache(record, model, recent_tokens=-2)
     with pytest.raises(ValueError, match="missing must be 'error' or 'keep', not 'skip'"):
         StaticQuantizedCache(record, model, missing="skip")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="another model"):
@@ -368,9 +430,8 @@ def test_what_cannot_be_made() -> None:
 
 def test_no_gradients_flow(path: str) -> None:
     model = _llama()
-    model(
-        _ids(), **{CACHE: StaticQuantizedCache(_record(model), model, sink_tokens=2)}
-    ).logits.sum().backward()
+    cache = StaticQuantizedCache(_record(model), model, sink_tokens=2, recent_tokens=2)
+    model(_ids(), **{CACHE: cache}).logits.sum().backward()
     assert model.model.layers[0].self_attn.k_proj.weight.grad is None
     assert model.lm_head.weight.grad is not None
 

@@ -285,7 +285,7 @@ def _logits(
     renamed = "cache" in inspect.signature(model.forward).parameters
     argument = "cache" if renamed else "past_key_values"
     given = {"use_cache": False} if cache is None else {argument: cache}
-    pieces = (tokens,) if piece is None else tokens.split(piece, dim=1)
+    pieces = (tokens,) if piece is None else torch.split(tokens, piece, dim=1)
     logits = torch.cat([model(part, **given).logits for part in pieces], dim=1)
     return logits[:, :-1].float()
 

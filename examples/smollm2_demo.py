@@ -3,14 +3,16 @@
     make demo
     make demo TEXT=book.txt
 
-Writes config.json and record.txt, prints what each layer got, and compares the perplexity of held-back
-text with the cache in full precision and stored as INT8 by the record.
+Writes the configuration, the record, the counts, the evaluation and the report, prints what each layer
+got, and compares the perplexity of held-back text with the cache in full precision and stored as INT8 by
+the record.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import logging
 import os
 import pydoc_data.topics
@@ -25,7 +27,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")  # the loader's own bars, which ignor
 import amct_pytorch as amct
 import torch
 import transformers
-from amct_pytorch.evaluation import perplexity, windows
+from amct_pytorch.evaluation import Evaluation, evaluate, perplexity, windows
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -103,21 +105,30 @@ def layer_table(results: list[amct.LayerResult]) -> Table:
     return table
 
 
-def show_quality(
+def measure(
     model: torch.nn.Module, record_file: Path, held_back: list[torch.Tensor], console: Console
-) -> None:
+) -> Evaluation:
     """Perplexity of held-back text with the cache as it is and stored as INT8."""
-    from amct_pytorch.kv_cache import FakeQuantizedCache
-
-    tokens = sum(batch.numel() for batch in held_back)
-    console.print(f"Perplexity of {tokens} tokens of held-back text:")
-    full = perplexity(model, held_back, transformers.DynamicCache)
-    console.print(f"  cache in float32           {full:9.4f}")
-    in_cache = perplexity(model, held_back, lambda: FakeQuantizedCache(str(record_file), model))
-    console.print(f"  cache in INT8 by record    {in_cache:9.4f}  ({in_cache / full - 1:+.3%})")
+    found = evaluate(model, held_back, {record_file.name: record_file}, layers=True)
+    quality = found.candidates[0]
+    console.print(f"{found.tokens} tokens of held-back text:")
+    console.print(f"  perplexity, cache in float32         {found.perplexity:9.4f}")
+    console.print(
+        f"  perplexity, cache in INT8 by record  {quality.perplexity:9.4f}  "
+        f"({quality.loss:+.3%} ± {quality.loss_error:.3%})"
+    )
     with amct.fake_quantized(model, str(record_file)):
         at_projections = perplexity(model, held_back)
-    console.print(f"  INT8 at the projections    {at_projections:9.4f}  ({at_projections / full - 1:+.3%})")
+    console.print(
+        f"  perplexity, INT8 at the projections  {at_projections:9.4f}  "
+        f"({at_projections / found.perplexity - 1:+.3%})"
+    )
+    console.print(f"  same most likely next token          {quality.top1_agreement:9.2%}")
+    console.print(
+        f"  bytes a token                        {quality.bytes_per_token:9,.0f}  "
+        f"(float32: {found.bytes_per_token:,.0f})"
+    )
+    return found
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -163,11 +174,20 @@ def main() -> None:
         )
 
     arguments.output.mkdir(parents=True, exist_ok=True)
-    config_file, record_file = arguments.output / "config.json", arguments.output / "record.txt"
-    definition = arguments.output / "definition.cfg"
+    config_file, record_file, definition, counts_file, evaluation_file, report_file = (
+        arguments.output / name
+        for name in (
+            "config.json",
+            "record.txt",
+            "definition.cfg",
+            "counts",
+            "evaluation.json",
+            "report.html",
+        )
+    )
     write_definition(definition, arguments.batches)
     amct.create_quant_cali_config(str(config_file), model, config_defination=str(definition))
-    amct.create_quant_cali_model(str(config_file), str(record_file), model)
+    amct.create_quant_cali_model(str(config_file), str(record_file), model, counts_file=str(counts_file))
 
     seconds = calibrate(model, batches[: arguments.batches], console)
     results = amct.calibration_run(model).results()
@@ -177,8 +197,21 @@ def main() -> None:
         f"{len(results)} layers. Time in the model: {seconds - spent:.2f} s; in calibration: {spent:.2f} s "
         f"({spent / (seconds - spent):.1%} of it)\n"
     )
-    show_quality(model, record_file, batches[-arguments.held_back :], console)
-    console.print(f"\nConfiguration: {config_file}\nRecord:        {record_file}")
+    amct.remove_quant_cali(model)
+    evaluation = measure(model, record_file, batches[-arguments.held_back :], console)
+    evaluation_file.write_text(json.dumps(evaluation.to_dict(), indent=2) + "\n", encoding="utf-8")
+    report = amct.report(
+        record_file, counts_file, report_file, config_file=config_file, title=gguf.stem, evaluation=evaluation
+    )
+    console.print(f"\n{report.verdict}\n")
+    for what, path in (
+        ("Configuration", config_file),
+        ("Record", record_file),
+        ("Counts", counts_file),
+        ("Evaluation", evaluation_file),
+        ("Report", report_file),
+    ):
+        console.print(f"{what + ':':15}{path}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from amct_pytorch import _report_charts as charts
 from amct_pytorch._report_model import Quality, Report, ReportLayer, Severity
 from amct_pytorch._report_names import NONE, compact, decibel, number, percent, printable, short_names, signed
 from amct_pytorch._report_svg import STYLE
-from amct_pytorch._report_text import MOST_NAMED, flat
+from amct_pytorch._report_text import CANDIDATE_COLUMNS, MOST_NAMED, measured_of
 from amct_pytorch._report_verdict import (
     CLIPPED_BAD,
     CLIPPED_LOOK,
@@ -43,6 +43,7 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters["printable"] = printable
+    measured = measured_of(report.evaluation)
     script = (_TEMPLATES / "report.js").read_text("utf-8")
     names = [printable(name) for name in short_names([layer.name for layer in report.layers])]
     with mpl.rc_context({**mpl.rcParamsDefault, "backend": mpl.get_backend(), **STYLE}):
@@ -55,7 +56,9 @@ def render(report: Report) -> str:
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
             reasons=[_reason(reason.layers, names) | {"reason": reason} for reason in report.reasons],
             tiles=_tiles(report, names),
-            evaluation=[(printable(key), printable(value)) for key, value in flat(report.evaluation)],
+            evaluation=[(printable(key), printable(value)) for key, value in measured.facts],
+            candidate_columns=CANDIDATE_COLUMNS,
+            candidates=[[printable(cell) for cell in row] for row in measured.candidates],
             rows=[_row(report, place, names[place]) for place in range(len(report.layers))],
             comparison=_comparison(report),
             compared_name=printable(Path(report.compare_file or "").name),

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
-import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 from amct_pytorch import _core
+from amct_pytorch._json import plain
 
 # Of the JSON rendering: a number is added where a field changes its meaning or goes.
 SCHEMA_VERSION = 1
@@ -231,25 +231,8 @@ class Report:
         own = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         own["reasons"] = [dataclasses.asdict(reason) for reason in self.reasons]
         own["layers"] = layers
-        plain = _plain({"schema_version": SCHEMA_VERSION, **own})
-        assert isinstance(plain, dict)
-        return plain
-
-
-def _plain(value: Any) -> Any:
-    """Only what JSON has: numbers that are not finite become None, other objects their text."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, enum.StrEnum):
-        return value.value
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, numbers.Real):
-        number = float(value)
-        return number if math.isfinite(number) else None
-    return str(value)
+        result: dict[str, Any] = plain({"schema_version": SCHEMA_VERSION, **own})
+        return result
 
 
 def read_layers(

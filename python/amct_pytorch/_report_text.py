@@ -5,12 +5,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from amct_pytorch._report_model import Report, ReportLayer, Severity
-from amct_pytorch._report_names import NONE, decibel, number, percent, printable, signed
+from amct_pytorch._report_names import MINUS, NONE, decibel, number, percent, printable, signed
 
 MARKS = {Severity.GOOD: "ok", Severity.LOOK: "look", Severity.BAD: "**bad**"}
+
+# Of what was evaluated.
+CANDIDATE_COLUMNS = ("setting", "perplexity", "loss", "KL", "same top token", "bytes a token")
+_OF_CANDIDATE = frozenset(
+    ("name", "perplexity", "loss", "loss_error", "kl", "kl_error", "top1_agreement", "bytes_per_token")
+)
 
 # Layers that a reason names; the table has them all.
 MOST_NAMED = 8
@@ -31,8 +38,12 @@ def markdown_of(report: Report) -> str:
         lines.append(f"- {MARKS[reason.severity]}: {reason.text}: {', '.join(names)}{rest}")
     lines += ["", *_table(("", ""), facts_of(report)), ""]
     if report.evaluation:
-        shown = [(escaped(key), escaped(value)) for key, value in flat(report.evaluation)]
+        measured = measured_of(report.evaluation)
+        shown = [(escaped(key), escaped(value)) for key, value in measured.facts]
         lines += ["## Evaluation", "", *_table(("", ""), shown), ""]
+        if measured.candidates:
+            candidates = [[escaped(cell) for cell in row] for row in measured.candidates]
+            lines += [*_table(CANDIDATE_COLUMNS, candidates), ""]
     compared = report.compare_file is not None
     head = ["layer", "SQNR dB", "clipped", "range", "rows", "batches", "non-finite", "verdict"]
     if compared:
@@ -61,6 +72,44 @@ def facts_of(report: Report) -> list[tuple[str, str]]:
     ]
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What an evaluation found, as text: `candidates` has the CANDIDATE_COLUMNS, `facts` all else by name."""
+
+    facts: list[tuple[str, str]]
+    candidates: list[list[str]]
+
+
+def measured_of(evaluation: Mapping[str, Any]) -> Measured:
+    """What is known of an evaluation; its candidates where it is that of `amct_pytorch.evaluation`."""
+    candidates = evaluation.get("candidates")
+    if not isinstance(candidates, Sequence) or not all(
+        isinstance(candidate, Mapping) and candidate.keys() >= _OF_CANDIDATE for candidate in candidates
+    ):
+        return Measured(flat(evaluation), [])
+    facts = flat({key: value for key, value in evaluation.items() if key != "candidates"})
+    return Measured(facts, [_candidate(candidate) for candidate in candidates])
+
+
+def _candidate(quality: Mapping[str, Any]) -> list[str]:
+    def share(name: str, sign: str = "") -> str:
+        value, error = quality[name], quality[f"{name}_error"]
+        if value is None:
+            return NONE
+        around = "" if error is None else f" ± {error * 100:.3f}"
+        return f"{value * 100:{sign}.3f}{around}%".replace("-", MINUS)
+
+    agreement = quality["top1_agreement"]
+    return [
+        str(quality["name"]),
+        number(quality["perplexity"], 5),
+        share("loss", "+"),
+        share("kl"),
+        NONE if agreement is None else f"{agreement * 100:.2f}%",
+        number(quality["bytes_per_token"], 5),
+    ]
+
+
 def flat(content: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
     """A nested mapping as names with colons and values as text."""
     rows = []
@@ -70,6 +119,8 @@ def flat(content: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
             rows += flat(value, name + ": ")
         elif isinstance(value, float):
             rows.append((name, number(value, 5)))
+        elif isinstance(value, int) and not isinstance(value, bool):
+            rows.append((name, f"{value:,}"))
         else:
             rows.append((name, str(value)))
     return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from amct_pytorch._coded_states import CodedStates
+from amct_pytorch._json import plain
 from amct_pytorch._layer_quality import LayerProbe, LayerQuality
 from amct_pytorch.fake_quant import load_factors
 from amct_pytorch.record import KVFactors
@@ -133,6 +135,11 @@ class Evaluation:
     bytes_per_token: float
     tokens: int
     candidates: list[Quality]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name, for JSON; numbers that are not finite are None."""
+        content: dict[str, Any] = plain(dataclasses.asdict(self))
+        return content
 
 
 def evaluate(

@@ -13,6 +13,7 @@ from amct_pytorch import _core, _report_text
 from amct_pytorch._checks import require_path, require_type
 from amct_pytorch._report_model import Report, read_layers
 from amct_pytorch._report_verdict import judged, reasons_of, verdict_of
+from amct_pytorch.evaluation import Evaluation
 
 FORMATS = ("html", "json", "md")
 
@@ -26,7 +27,7 @@ def report(
     config_file: str | os.PathLike[str] | None = None,
     title: str | None = None,
     format: str = "html",  # noqa: A002  # what the command calls it
-    evaluation: Mapping[str, Any] | None = None,
+    evaluation: Evaluation | Mapping[str, Any] | None = None,
 ) -> Report:
     """Write a report of how the factors of a record sit on what a calibration saw.
 
@@ -59,8 +60,9 @@ def report(
         'json' has the fields of `Report`, those of its layers with their severity and ``sqnr_change_db``, and
         ``schema_version``, which is 1 and grows where a field changes its meaning or goes; numbers that are
         not finite or not known are null.
-    evaluation : mapping, optional
-        Results of the model's evaluation, shown as they are: ``{"perplexity": 23.7}``.
+    evaluation : Evaluation or mapping, optional
+        What `amct_pytorch.evaluation.evaluate` found, or ``amct-pytorch evaluate --json`` wrote. Other
+        results are shown as they are: ``{"perplexity": 23.7}``.
 
     Returns
     -------
@@ -98,7 +100,8 @@ def report(
             raise ValueError(f"output and {name} are both '{target}'; the report would replace it")
     if title is not None:
         require_type("title", title, str)
-    made = _report_of(paths, title, dict(require_type("evaluation", evaluation or {}, Mapping)))  # type: ignore[type-abstract]
+    measured = evaluation.to_dict() if isinstance(evaluation, Evaluation) else evaluation or {}
+    made = _report_of(paths, title, dict(require_type("evaluation", measured, Mapping)))  # type: ignore[type-abstract]
     if format == "html":
         from amct_pytorch import _report_html
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import amct_pytorch as amct
 import torch
+from amct_pytorch.evaluation import Evaluation, Quality
 from helpers import DECODER_LAYERS, Decoder, config_for, tokens
 
 PER_CHANNEL = (
@@ -42,6 +43,16 @@ class Skips(Decoder):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.layers[0](x)  # type: ignore[no-any-return]
+
+
+def evaluation_of(*names: str) -> Evaluation:
+    """An evaluation on one window, whose standard errors are not known, of candidates with these names."""
+    nan = float("nan")
+    found = [
+        Quality(name, 23.7 + i, 0.0125 * (i - 1), nan, 0.0321, 0.0004, 0.9876, 5760.0, [])
+        for i, name in enumerate(names)
+    ]
+    return Evaluation(23.7, 46080.0, 1023, found)
 
 
 def calibrated_files(

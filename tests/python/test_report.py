@@ -12,10 +12,10 @@ import amct_pytorch as amct
 import pytest
 import torch
 from amct_pytorch._report_model import Finding, Report, Severity
-from amct_pytorch._report_names import MINUS, NONE, compact, number, percent, printable, short_names
+from amct_pytorch._report_names import MINUS, MINUS, NONE, compact, number, percent, printable, short_names
 from amct_pytorch._report_verdict import OUTLIER_RATIO, sqnr_limits
 from helpers import DECODER_LAYERS, Decoder, config_for, run_python, tokens
-from report_files import KEY, NASTY, PER_CHANNEL, Odd, Skips, calibrated_files
+from report_files import KEY, NASTY, PER_CHANNEL, Odd, Skips, calibrated_files, evaluation_of
 
 
 def made(record: Path, counts: Path, compare: Path | None = None, config_file: Path | None = None) -> Report:
@@ -234,6 +234,19 @@ class TestText:
         rows = [line for line in text.splitlines() if line.startswith("| `layers")]
         assert len(rows) == 4
         assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {11}
+
+    def test_evaluations_are_tables(self, files: tuple[Path, Path], tmp_path: Path) -> None:
+        found = amct.report(*files, tmp_path / "x.md", format="md", evaluation=evaluation_of("int4", "a|b"))
+        text = (tmp_path / "x.md").read_text("utf-8")
+        assert "| tokens | 1,023 |" in text
+        assert f"| int4 | 23.700 | {MINUS}1.250% | 3.210 ± 0.040% | 98.76% | 5,760 |" in text
+        assert "| a\\|b | 24.700 | +0.000% | 3.210 ± 0.040% | 98.76% | 5,760 |" in text
+        assert found.evaluation["candidates"][0]["loss_error"] is None
+        # What `evaluate --json` wrote is the same; what lacks a column is shown as it is.
+        amct.report(*files, tmp_path / "y.md", format="md", evaluation=found.evaluation)
+        assert (tmp_path / "y.md").read_text("utf-8") == text
+        amct.report(*files, tmp_path / "y.md", format="md", evaluation={"candidates": [{"name": "int4"}]})
+        assert "| candidates | " in (tmp_path / "y.md").read_text("utf-8")
 
     def test_names_in_markdown(self, tmp_path: Path) -> None:
         files = calibrated_files(tmp_path, Odd(NASTY), layers=NASTY)

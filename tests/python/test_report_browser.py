@@ -12,7 +12,7 @@ from typing import Any
 import amct_pytorch as amct
 import pytest
 from amct_pytorch._report_names import MINUS
-from report_files import NASTY, Odd, calibrated_files
+from report_files import NASTY, Odd, calibrated_files, evaluation_of
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -107,7 +107,11 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     other = folder / "int4.txt"
     amct.solve_counts(counts, other, act_algo="mse", num_bits=4, quant_granularity="per_tensor")
     amct.report(
-        other, counts, folder / "report.html", compare=record, evaluation={"perplexity": {"INT4": 24.1}}
+        other,
+        counts,
+        folder / "report.html",
+        compare=record,
+        evaluation=evaluation_of("int4:per_tensor:mse", "int8+int4:per_channel:percentile"),
     )
     return folder / "report.html"
 

@@ -12,7 +12,7 @@ import amct_pytorch as amct
 import pytest
 import torch
 from amct_pytorch._report_model import Finding, Report, Severity
-from amct_pytorch._report_names import MINUS, MINUS, NONE, compact, number, percent, printable, short_names
+from amct_pytorch._report_names import MINUS, NONE, compact, number, percent, printable, short_names
 from amct_pytorch._report_verdict import OUTLIER_RATIO, sqnr_limits
 from helpers import DECODER_LAYERS, Decoder, config_for, run_python, tokens
 from report_files import KEY, NASTY, PER_CHANNEL, Odd, Skips, calibrated_files, evaluation_of

@@ -98,8 +98,8 @@ HWY_INLINE void DecodeStep(const CodeFormat& format, const Factors& factors, std
   const hn::Rebind<std::uint8_t, decltype(df)> du8;
   const hn::Rebind<std::int8_t, decltype(df)> di8;
   constexpr std::size_t kHalf = kStep / 2;
-  auto low = hn::Undefined(di);
-  auto high = hn::Undefined(di);
+  auto low = hn::Zero(di);
+  auto high = hn::Zero(di);
   if constexpr (kKind == Kind::kInt8) {
     const auto* bytes = reinterpret_cast<const std::int8_t*>(codes);
     low = hn::PromoteTo(di, hn::LoadU(di8, bytes));

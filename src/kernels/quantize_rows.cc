@@ -137,8 +137,8 @@ HWY_INLINE void EncodeStep(const CodeFormat& format, const Factors& factors, std
     const auto high = LookUp<kPerChannel>(df, format, factors, channel + kHalf, x1);
     hn::StoreU(hn::DemoteTo(du8, Narrow(di, low, high)), du8, codes);
   } else {
-    auto low = hn::Undefined(di);
-    auto high = hn::Undefined(di);
+    auto low = hn::Zero(di);
+    auto high = hn::Zero(di);
     const auto sure = hn::And(Multiply<kPerChannel>(df, factors, channel, x0, low),
                               Multiply<kPerChannel>(df, factors, channel + kHalf, x1, high));
     if (HWY_UNLIKELY(!hn::AllTrue(df, sure))) {

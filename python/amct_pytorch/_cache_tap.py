@@ -8,13 +8,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # public, but named nowhere
 
 from amct_pytorch._cache_watch import LATENT_NORM, CacheWatch, copies_of_heads, stored_channels
 from amct_pytorch._device import DeviceLayers
-from amct_pytorch._graphs import outside_graphs
+from amct_pytorch._graphs import is_recomputing, outside_graphs
 from amct_pytorch._log import logger
 from amct_pytorch._padding import Padding
 from amct_pytorch._place import Place
+from amct_pytorch._queries import QueryWatch, squares_of
 from amct_pytorch._rotary import Layout, RotaryCall, RotaryCalls, find_layout
 from amct_pytorch._tap import Owner, Tap
 
@@ -22,7 +24,12 @@ from amct_pytorch._tap import Owner, Tap
 _active: weakref.WeakSet[CacheTap] = weakref.WeakSet()
 
 
-def observe_cache(name: str, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+def observe_cache(
+    name: str,
+    key_states: torch.Tensor,
+    value_states: torch.Tensor,
+    query_states: torch.Tensor | None = None,
+) -> None:
     """Show what an attention module stores in its cache to the calibration that runs, if one does.
 
     For models whose cache is none of transformers; call it where keys and values are stored, inside of the
@@ -34,6 +41,9 @@ def observe_cache(name: str, key_states: torch.Tensor, value_states: torch.Tenso
         Path of the attention module in the model: ``"model.layers.0.self_attn"``.
     key_states, value_states : torch.Tensor
         What is stored of the forward's tokens, ``[batch, heads, tokens, head_dim]``.
+    query_states : torch.Tensor, optional
+        The queries that meet the keys, ``[batch, query heads, tokens, head_dim]``: needed where channels of
+        keys are weighed by them (``query_weighted``).
 
     Raises
     ------
@@ -50,6 +60,8 @@ def observe_cache(name: str, key_states: torch.Tensor, value_states: torch.Tenso
         )
     for tap in running or named:
         tap.observe_states(key_states, value_states)
+        if query_states is not None:
+            tap.observe_queries(query_states)
 
 
 class _Forward(threading.local):
@@ -64,6 +76,7 @@ class _Forward(threading.local):
         self.seen = False
         self.embeddings: Any = None
         self.before: list[torch.Tensor] = []  # what may be keys before they were turned
+        self.unweighed: _Unweighed | None = None  # keys that wait for their queries
 
 
 class _Waiting(NamedTuple):
@@ -73,6 +86,14 @@ class _Waiting(NamedTuple):
     rows: torch.Tensor | None
     call: RotaryCall | None
     x: torch.Tensor
+
+
+class _Unweighed(NamedTuple):
+    """Keys ``[batch, tokens, heads, head_dim]`` that wait for their queries, and their real rows."""
+
+    place: Place
+    keys: torch.Tensor
+    rows: torch.Tensor | None
 
 
 class CacheTap(Tap):
@@ -117,12 +138,16 @@ class CacheTap(Tap):
             module.register_forward_hook(outside_graphs(self._note_before))
             for module in (self._sources(attention) if turned else ())
         ]
+        self._weighed = {name for name in self._names if layers.session.plan(name).weighs_channels}
+        self._queries = QueryWatch(attention, self.observe_queries) if self._weighed else None
         _active.add(self)
 
     def take_hooks_off(self) -> None:
         self._watch.remove()
         for hook in self._hooks:
             hook.remove()
+        if self._queries is not None:
+            self._queries.remove()
         _active.discard(self)
 
     def observe_states(
@@ -147,6 +172,36 @@ class CacheTap(Tap):
         rows = self._padding.rows_of(place, keys)
         if rows is not None and len(rows) == 0:
             return  # all of it is padding, or kept as it is
+        if place.name in self._weighed:
+            self._forward.unweighed = _Unweighed(place, keys, rows)
+        else:
+            self._count(place, keys, rows)
+
+    def observe_queries(self, query_states: torch.Tensor) -> None:
+        """Weigh the channels of the keys that were stored last by the queries that meet them, and count them.
+
+        The queries are ``[batch, query heads, tokens, head_dim]``.
+        """
+        waiting, self._forward.unweighed = self._forward.unweighed, None
+        if waiting is None or is_recomputing() or waiting.place.name not in self._names:
+            return
+        place, keys, rows = waiting
+        batch, tokens, heads, head_dim = keys.shape
+        if query_states.dim() != 4 or (
+            query_states.shape[0],
+            query_states.shape[1] % heads,
+            *query_states.shape[2:],
+        ) != (batch, 0, tokens, head_dim):
+            raise RuntimeError(
+                f"layer '{place.name}': queries of shape {tuple(query_states.shape)} cannot weigh keys of "
+                f"{tokens} tokens, {heads} heads and {head_dim} channels; leave query_weighted out"
+            )
+        weights = squares_of(query_states, heads, rows)
+        self._layers.session.add_channel_weights(place.name, to_dlpack(weights))
+        self._count(place, keys, rows)
+
+    def _count(self, place: Place, keys: torch.Tensor, rows: torch.Tensor | None) -> None:
+        """Count keys or values ``[batch, tokens, heads, head_dim]``, or their `rows`."""
         x = keys.flatten(2)
         x = x if rows is None else x.flatten(0, 1).index_select(0, rows)
         if place.name not in self._turned:
@@ -246,8 +301,14 @@ class CacheTap(Tap):
         self._forward.embeddings = kwargs.get("position_embeddings")
 
     def _end(self, had_cache: bool) -> None:
-        seen = self._forward.seen
+        seen, unweighed = self._forward.seen, self._forward.unweighed
         self._forward.clear()
+        if unweighed is not None:
+            raise RuntimeError(
+                f"attention '{self.attention_name}' does not compute with transformers' attention functions, "
+                "so its queries are not seen: leave query_weighted out, or show them by "
+                "amct_pytorch.observe_cache()"
+            )
         if not (had_cache or seen):
             raise RuntimeError(
                 f"attention '{self.attention_name}' was called without a cache, and tap 'cache' observes "

@@ -26,6 +26,8 @@ class Place(InAttention):
         See the settings of the configuration.
     sink_tokens : int
         First tokens of each sequence that are left out.
+    query_weighted : bool
+        Whether channels of keys are weighed by queries.
     """
 
     name: str
@@ -34,11 +36,12 @@ class Place(InAttention):
     slice: ChannelSlice | None
     max_position: int | None
     sink_tokens: int = 0
+    query_weighted: bool = False
 
 
 def places_of(config: CalibrationConfig) -> list[Place]:
     """Where the layers of a configuration are observed, in its order."""
     return [
-        Place(name, tap, role, None if part is None else ChannelSlice(*part), max_position, sinks)
-        for name, tap, role, part, max_position, sinks in config.places()
+        Place(name, tap, role, None if part is None else ChannelSlice(*part), reach, sinks, weighted)
+        for name, tap, role, part, reach, sinks, weighted in config.places()
     ]

@@ -39,6 +39,7 @@ def create_quant_cali_config(
     tap: str | None = None,
     max_position: int | None = None,
     sink_tokens: int | None = None,
+    query_weighted: bool | None = None,
 ) -> None:
     """Write the configuration file of a calibration.
 
@@ -72,6 +73,12 @@ def create_quant_cali_config(
         First tokens of each sequence that are left out of the calibration of all layers, for a cache that
         keeps them as they are (`StaticQuantizedCache` does): what models store of them is unlike the rest.
         Padding is not counted. Without it the definition decides, and without that it is 0.
+    query_weighted : bool, optional
+        Whether each value of a key counts as much as the mean square of the queries on its channel, where
+        channels share factors: attention needs the product of the two. Needs tap 'cache', and attention that
+        is computed by transformers' attention functions (or `observe_cache`). Keys are then observed per
+        channel whatever the granularity, which takes the time and memory of that. Without it the definition
+        decides, and without that it is False.
 
     Raises
     ------
@@ -139,6 +146,14 @@ def create_quant_cali_config(
             config.place(place.name, layer.role, layer.slice, tap, reach)
     if sink_tokens is not None:
         config.set_sink_tokens(sink_tokens)
+    if query_weighted is not None:
+        config.set_query_weighted(require_type("query_weighted", query_weighted, bool))
+    for place in places_of(config):
+        if place.query_weighted and place.tap != "cache":
+            raise ValueError(
+                f"layer '{place.name}' is to be query_weighted, which needs tap 'cache', where queries meet "
+                "keys"
+            )
     for name in config.layers_without_heads():
         heads = known[name].heads if name in known else None
         if heads is None:
@@ -366,7 +381,7 @@ class CalibrationRun(Recorder):
         turned = {}
         for place, _ in projections:
             reach = _max_position(model) if place.max_position is None else place.max_position
-            if place.role == "key" and self._session.plan(place.name).per_channel and reach:
+            if place.role == "key" and self._session.plan(place.name).channel_factors and reach:
                 turned[place.name] = reach
         CacheTap(
             attention,

@@ -32,9 +32,10 @@ std::vector<std::string> layer_names(const amct::CalibrationConfig& config) {
 
 /// (begin, end, groups)
 using SliceTuple = std::tuple<std::int64_t, std::int64_t, std::int64_t>;
-/// (name, tap, role, slice, max_position, sink_tokens)
-using Place = std::tuple<std::string, std::string, std::optional<std::string>,
-                         std::optional<SliceTuple>, std::optional<std::int64_t>, std::int64_t>;
+/// (name, tap, role, slice, max_position, sink_tokens, query_weighted)
+using Place =
+    std::tuple<std::string, std::string, std::optional<std::string>, std::optional<SliceTuple>,
+               std::optional<std::int64_t>, std::int64_t, bool>;
 
 std::vector<Place> places(const amct::CalibrationConfig& config) {
   std::vector<Place> result;
@@ -44,7 +45,7 @@ std::vector<Place> places(const amct::CalibrationConfig& config) {
     std::optional<SliceTuple> slice;
     if (layer.slice) slice.emplace(layer.slice->begin, layer.slice->end, layer.slice->groups);
     result.emplace_back(layer.name, std::string(amct::name_of(layer.tap)), role, slice,
-                        layer.max_position, layer.sink_tokens);
+                        layer.max_position, layer.sink_tokens, layer.query_weighted);
   }
   return result;
 }
@@ -94,11 +95,16 @@ void bind_config(nb::module_& module) {
       .def_ro("batch_num", &amct::CalibrationConfig::batch_num, "Batches a layer observes.")
       .def_prop_ro("layer_names", &layer_names, "Names of the layers, in order.")
       .def("places", &places,
-           "Where each layer is observed: (name, tap, role, slice, max_position, sink_tokens), in "
-           "order; a slice "
-           "is (begin, end, groups).")
+           "Where and how each layer is observed: (name, tap, role, slice, max_position, "
+           "sink_tokens, query_weighted), in order; a slice is (begin, end, groups).")
       .def("layers_without_heads", &layers_without_heads,
            "The layers whose granularity is per head, and of which the heads are not known.")
+      .def(
+          "set_query_weighted",
+          [](amct::CalibrationConfig& config, bool weighted) {
+            for (amct::LayerConfig& layer : config.layers) layer.query_weighted = weighted;
+          },
+          "weighted"_a, "Weigh the channels of keys by queries, in all layers.")
       .def(
           "set_sink_tokens",
           [](amct::CalibrationConfig& config, std::int64_t tokens) {

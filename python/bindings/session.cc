@@ -89,6 +89,12 @@ Observed observe_counts(amct::Session& session, const std::string& name, bool is
   return observed(session.observe_counts(name, counted));
 }
 
+void add_channel_weights(amct::Session& session, const std::string& name,
+                         const List<std::int64_t>& weights) {
+  const nb::gil_scoped_release release;
+  session.add_channel_weights(name, span_of<std::uint64_t>(weights));
+}
+
 Observed observe_ranges(amct::Session& session, const std::string& name, std::int64_t channels,
                         std::int64_t rows, std::int64_t batches, std::int64_t non_finite,
                         const List<float>& min, const List<float>& max) {
@@ -165,7 +171,11 @@ void bind_layer_plan(nb::module_& module) {
       .def_prop_ro(
           "per_channel",
           [](const amct::LayerPlan& p) { return p.granularity == amct::Granularity::kPerChannel; },
-          "Whether each channel has factors of its own.")
+          "Whether each channel is observed by itself.")
+      .def_ro("channel_factors", &amct::LayerPlan::channel_factors,
+              "Whether each channel has factors of its own.")
+      .def_ro("weighs_channels", &amct::LayerPlan::weighs_channels,
+              "Whether channels are to be weighed before each batch.")
       .def_prop_ro(
           "per_head",
           [](const amct::LayerPlan& p) { return p.granularity == amct::Granularity::kPerHead; },
@@ -274,6 +284,10 @@ void bind_session(nb::module_& module) {
            "Add batches by the smallest and largest finite value of each group (float32). Returns "
            "as "
            "observe does.")
+      .def("add_channel_weights", &add_channel_weights, "name"_a, "weights"_a,
+           nb::sig("def add_channel_weights(self, name: str, weights: typing.Any) -> None"),
+           "Add to how much each channel of the layer counts (int64), for a batch that is observed "
+           "next.")
       .def("plan", &amct::Session::plan, "name"_a, "How the layer is observed.")
       .def("check", &check, "name"_a, "shape"_a, "batches_before"_a, "channels_before"_a,
            "non_finite"_a = 0, "first_index"_a = -1,

@@ -140,6 +140,8 @@ Settings settings_of(const LayerConfig& layer, const AlgorithmSpec& spec) {
   }
   if (layer.max_position) settings.emplace_back("max_position", *layer.max_position);
   if (layer.sink_tokens > 0) settings.emplace_back("sink_tokens", layer.sink_tokens);
+  if (layer.query_weighted && layer.role != KVRole::kValue)
+    settings.emplace_back("query_weighted", true);
   return settings;
 }
 

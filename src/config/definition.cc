@@ -154,6 +154,8 @@ struct Definition::Impl {
       layer.max_position = given->max_position();
     if (const auto* given = first(&ProtoCalibration::has_sink_tokens))
       layer.sink_tokens = given->sink_tokens();
+    if (const auto* given = first(&ProtoCalibration::has_query_weighted))
+      layer.query_weighted = given->query_weighted();
     if (layer.granularity != Granularity::kPerHead) return;
     if (const auto* given = first(&ProtoCalibration::has_head_num))
       layer.head_num = given->head_num();

@@ -13,8 +13,8 @@ namespace amct {
 namespace {
 
 /// Settings of a layer that only a model's configuration can give.
-constexpr std::array<std::string_view, 6> kPlace{"tap",          "role",         "slice",
-                                                 "slice_groups", "max_position", "sink_tokens"};
+constexpr std::array<std::string_view, 7> kPlace{
+    "tap", "role", "slice", "slice_groups", "max_position", "sink_tokens", "query_weighted"};
 
 std::vector<std::string> names_of(const AlgorithmCatalog& catalog) {
   std::vector<std::string> names;
@@ -80,6 +80,8 @@ class Reader {
       layer.max_position = at_least(key, value, 0);
     } else if (key == "sink_tokens") {
       layer.sink_tokens = at_least(key, value, 0);
+    } else if (key == "query_weighted") {
+      layer.query_weighted = boolean(key, value);
     } else if (key == "slice_groups") {
       slice_groups_ = at_least(key, value, 1);
     } else {
@@ -101,6 +103,8 @@ class Reader {
     if (slice_groups_ && !layer.slice)
       fail_(SettingsProblem::kRange, "slice_groups is there, but no slice");
     if (slice_groups_ && layer.slice) layer.slice->groups = *slice_groups_;
+    if (layer.query_weighted && layer.tap != Tap::kCache)
+      fail_(SettingsProblem::kRange, "query_weighted needs tap 'cache', where queries meet keys");
     if (layer.role) return;
     if (layer.slice) fail_(SettingsProblem::kRange, "slice needs a role: 'key' or 'value'");
     if (layer.tap == Tap::kCache)

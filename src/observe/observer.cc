@@ -25,7 +25,7 @@ Observer::~Observer() = default;
 void Observer::observe(const TensorView& batch) {
   State& state = *state_;
   batch.validate();
-  State::check_shape(batch.shape, state.channels);
+  State::check_shape(batch.shape, state.known_channels());
   state.check_heads(batch.channels());
   const std::int64_t non_finite = state.add(batch);
   state.note(batch.channels(), batch.rows(), 1, non_finite);
@@ -34,7 +34,7 @@ void Observer::observe(const TensorView& batch) {
 void Observer::add_counts(const CountedBatches& batches) {
   State& state = *state_;
   validate(batches, state.granularity);
-  State::check_channels(batches.channels, state.channels);
+  State::check_channels(batches.channels, state.known_channels());
   const std::size_t groups = batches.group_begin.size() - 1;
   std::vector<kernels::ScanResult> scans(groups);
   std::int64_t non_finite = 0;
@@ -58,13 +58,17 @@ void Observer::add_ranges(const RangedBatches& batches) {
   if (!state.options.range_only)
     throw StateError("ranges cannot be added to an observer that keeps more (not range_only)");
   validate(batches, state.granularity);
-  State::check_channels(batches.channels, state.channels);
+  State::check_channels(batches.channels, state.known_channels());
   state.check_finite(batches.non_finite, batches.rows * batches.channels);
   std::vector<kernels::ScanResult> ranges(batches.min.size());
   for (std::size_t group = 0; group < ranges.size(); ++group)
     ranges[group] = {batches.min[group], batches.max[group], 0};
   state.add_ranges(ranges);
   state.note(batches.channels, batches.rows, batches.batches, batches.non_finite);
+}
+
+void Observer::add_channel_weights(std::span<const std::uint64_t> weights) {
+  state_->add_channel_weights(weights);
 }
 
 void Observer::check(const RemoteBatch& batch) const {
@@ -84,9 +88,10 @@ void Observer::merge(const Observer& other) {
   if (state.options.range_only != from.options.range_only)
     throw StateError("cannot merge ranges with counts");
   if (from.channels == 0) return;
-  State::check_channels(from.channels, state.channels);
+  State::check_channels(from.channels, state.known_channels());
   if (state.heads.size() != from.heads.size()) throw StateError("cannot merge other heads");
   for (std::size_t i = 0; i < from.heads.size(); ++i) state.heads[i].merge(from.heads[i]);
+  state.add_channel_weights(from.channel_weights);
   state.channels = from.channels;
   if (from.ranges) {
     if (!state.ranges) state.ranges.emplace(state.groups());
@@ -107,6 +112,7 @@ Granularity Observer::granularity() const { return state_->granularity; }
 std::int64_t Observer::batches() const { return state_->batches; }
 std::int64_t Observer::rows() const { return state_->rows; }
 std::int64_t Observer::channels() const { return state_->channels; }
+std::span<const std::uint64_t> Observer::channel_weights() const { return state_->channel_weights; }
 std::int64_t Observer::non_finite_count() const { return state_->skipped; }
 std::size_t Observer::groups() const { return state_->groups(); }
 bool Observer::is_sketch() const {

@@ -136,6 +136,8 @@ struct Observer::Bytes {
       range.set_max(state.ranges->range(group).max);
     }
     for (const Observer& head : state.heads) write(head, *message.add_heads());
+    message.mutable_channel_weights()->Assign(state.channel_weights.begin(),
+                                              state.channel_weights.end());
   }
 
   static Observer read(const ObserverState& message, bool is_head) {
@@ -147,6 +149,12 @@ struct Observer::Bytes {
     }
     if (message.channels() > kMaxChannels) malformed("there are too many channels");
     state.note(message.channels(), message.rows(), message.batches(), message.non_finite());
+    const auto weights = static_cast<std::int64_t>(message.channel_weights_size());
+    if (weights > 0 && (state.granularity != Granularity::kPerChannel ||
+                        (state.channels > 0 && weights != state.channels)))
+      malformed("weights do not fit the channels");
+    state.channel_weights.assign(message.channel_weights().begin(),
+                                 message.channel_weights().end());
     if (state.channels == 0) return observer;
     if (state.granularity == Granularity::kPerHead) {
       state.check_heads(state.channels);

@@ -5,6 +5,7 @@
 #include "amct/observe/observer.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <optional>
 #include <span>
 #include <string>
@@ -51,8 +52,28 @@ struct Observer::State {
   HalfStorage bfloat16;
   std::optional<FloatSamples> samples;  // at most one of these two
   std::optional<FloatSketch> sketch;
-  std::optional<ValueRanges> ranges;  // range_only: nothing but this
-  std::vector<Observer> heads;        // per head: nothing but these, each per tensor
+  std::optional<ValueRanges> ranges;           // range_only: nothing but this
+  std::vector<Observer> heads;                 // per head: nothing but these, each per tensor
+  std::vector<std::uint64_t> channel_weights;  // none, or one a channel
+
+  /// The channels of what was seen; 0 before.
+  std::int64_t known_channels() const {
+    return channels > 0 ? channels : static_cast<std::int64_t>(channel_weights.size());
+  }
+
+  void add_channel_weights(std::span<const std::uint64_t> added) {
+    if (added.empty()) return;
+    if (granularity != Granularity::kPerChannel)
+      throw StateError("only channels that are observed one by one can be weighed");
+    check_channels(static_cast<std::int64_t>(added.size()), known_channels());
+    std::vector<std::uint64_t> sums(added.begin(), added.end());
+    for (std::size_t i = 0; i < channel_weights.size(); ++i) {
+      sums[i] += channel_weights[i];
+      if (sums[i] < channel_weights[i])
+        throw StateError("the weights of channels do not fit 64 bits; calibrate on less");
+    }
+    channel_weights = std::move(sums);
+  }
 
   std::size_t groups() const {
     if (channels == 0) return 0;

@@ -6,7 +6,9 @@
 namespace amct {
 namespace {
 
-// Values whose sums are taken one by one: sums of each value would take many times its memory.
+// Sums of each value take 40 bytes. Where that is more than a cache holds, the values of a block
+// are added one by one.
+constexpr std::size_t kMostSums = std::size_t{1} << 16;
 constexpr std::size_t kBlock = 64;
 
 }  // namespace
@@ -21,6 +23,7 @@ void LevelLosses::add(Sums& sums, float value, double count) {
 
 LevelLosses::LevelLosses(const ValueCounts& values, const Grid& grid)
     : values_(values.sorted()),
+      block_(values_.values().size() <= kMostSums ? 1 : kBlock),
       total_(static_cast<double>(values.total())),
       noise_(noise_of(values)) {
   const std::span<const float> magnitudes = grid.format().magnitudes();
@@ -31,24 +34,33 @@ LevelLosses::LevelLosses(const ValueCounts& values, const Grid& grid)
 
   Sums sums;
   for (std::size_t i = 0; i < values_.values().size(); ++i) {
-    if (i % kBlock == 0) blocks_.push_back(sums);
+    if (i % block_ == 0) blocks_.push_back(sums);
     add(sums, values_.values()[i], static_cast<double>(values_.count(i)));
   }
-  if (values_.values().size() % kBlock == 0) blocks_.push_back(sums);
+  if (values_.values().size() % block_ == 0) blocks_.push_back(sums);
 }
 
 /// The index of the first value that is not below `bound`, none of those before `from` being it.
 std::size_t LevelLosses::first_from(double bound, std::size_t from) const {
-  const auto begin = values_.values().begin();
-  const auto found = std::lower_bound(
-      begin + static_cast<std::ptrdiff_t>(from), values_.values().end(), bound,
-      [](float value, double limit) { return static_cast<double>(value) < limit; });
-  return static_cast<std::size_t>(found - begin);
+  const std::span<const float> values = values_.values();
+  const auto is_below = [](float value, double limit) {
+    return static_cast<double>(value) < limit;
+  };
+  // The next level is near: steps that double until they are past it.
+  std::size_t step = 1;
+  while (from + step <= values.size() && is_below(values[from + step - 1], bound)) {
+    from += step;
+    step *= 2;
+  }
+  const auto rest = values.subspan(from, std::min(step, values.size() - from));
+  const auto found =
+      std::ranges::lower_bound(rest, bound, {}, [](float v) { return static_cast<double>(v); });
+  return from + static_cast<std::size_t>(found - rest.begin());
 }
 
 LevelLosses::Sums LevelLosses::sums_below(std::size_t index) const {
-  Sums sums = blocks_[index / kBlock];
-  for (std::size_t i = index / kBlock * kBlock; i < index; ++i)
+  Sums sums = blocks_[index / block_];
+  for (std::size_t i = index / block_ * block_; i < index; ++i)
     add(sums, values_.values()[i], static_cast<double>(values_.count(i)));
   return sums;
 }

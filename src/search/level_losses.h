@@ -13,8 +13,8 @@
 
 namespace amct {
 
-/// The values in ascending order with sums over them, so that a loss costs two searches for each
-/// level of the grid, whatever the number of values.
+/// The values in ascending order with sums over them, so that a loss costs a search for each level
+/// of the grid, whatever the number of values.
 ///
 /// Values from the middle of one pair of levels to the next go to the level v between, and cost
 ///
@@ -49,6 +49,7 @@ class LevelLosses {
 
   ValueCounts values_;  // sorted
   std::vector<double> levels_;
+  std::size_t block_;         // values of a block
   std::vector<Sums> blocks_;  // of the values before each block
   double total_;
   double noise_;

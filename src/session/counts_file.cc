@@ -206,6 +206,7 @@ void check_same_observation(const LayerConfig& a, const LayerConfig& b, const st
   if (a.slice != b.slice) differ("slice");
   if (a.max_position != b.max_position) differ("max_position");
   if (a.sink_tokens != b.sink_tokens) differ("sink_tokens");
+  if (a.query_weighted != b.query_weighted) differ("query_weighted");
 }
 
 }  // namespace

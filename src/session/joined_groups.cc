@@ -5,6 +5,8 @@
 #include "amct/observe/value_counts.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstdint>
 #include <iterator>
 #include <span>
 #include <string>
@@ -43,6 +45,32 @@ ValueCounts join(std::span<ValueCounts> groups) {
   return std::move(groups.front());
 }
 
+/// The values, each `factor` times as often.
+ValueCounts times(const ValueCounts& values, std::uint64_t factor) {
+  if (factor == 1 || values.empty()) return values;
+  const ValueCounts sorted = values.sorted();
+  LargeArray<float> copies;
+  copies.reserve(sorted.values().size());
+  std::ranges::copy(sorted.values(), std::back_inserter(copies));
+  std::vector<std::uint64_t> counts(sorted.counts().begin(), sorted.counts().end());
+  for (std::uint64_t& count : counts) count *= factor;
+  return {std::move(copies), std::move(counts)};
+}
+
+/// The weights of the channels of a group in whole numbers: no channel is left out.
+std::vector<std::uint64_t> whole_weights(std::span<const std::uint64_t> weights) {
+  constexpr double kMost = 1024;
+  const auto largest = static_cast<double>(std::ranges::max(weights));
+  std::vector<std::uint64_t> whole;
+  whole.reserve(weights.size());
+  for (const std::uint64_t weight : weights) {
+    const double share = largest > 0 ? static_cast<double>(weight) / largest : 1;
+    whole.push_back(
+        std::max<std::uint64_t>(1, static_cast<std::uint64_t>(std::round(kMost * share))));
+  }
+  return whole;
+}
+
 }  // namespace
 
 std::size_t groups_joined(Granularity wanted, std::int64_t head_num, const Observer& observer) {
@@ -73,6 +101,18 @@ void visit_joined(const Observer& observer, std::size_t joined, const Observer::
   observer.visit([&](std::size_t group, const ValueCounts& values) { all[group] = values; });
   tbb::parallel_for(std::size_t{0}, all.size() / joined, [&](std::size_t group) {
     visit(group, join(std::span(all).subspan(group * joined, joined)));
+  });
+}
+
+void visit_weighed(const Observer& observer, std::size_t joined, const Observer::Visit& visit) {
+  std::vector<ValueCounts> all(observer.groups());
+  observer.visit([&](std::size_t group, const ValueCounts& values) { all[group] = values; });
+  tbb::parallel_for(std::size_t{0}, all.size() / joined, [&](std::size_t group) {
+    const std::span own = std::span(all).subspan(group * joined, joined);
+    const std::vector<std::uint64_t> weights =
+        whole_weights(observer.channel_weights().subspan(group * joined, joined));
+    for (std::size_t i = 0; i < joined; ++i) own[i] = times(own[i], weights[i]);
+    visit(group, join(own));
   });
 }
 

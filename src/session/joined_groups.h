@@ -17,4 +17,8 @@ std::size_t groups_joined(Granularity wanted, std::int64_t head_num, const Obser
 /// Calls visit(group, values) for every group of so many joined ones, on several threads at once.
 void visit_joined(const Observer& observer, std::size_t joined, const Observer::Visit& visit);
 
+/// The same, with each value as often as its channel weighs beside the others of its group (see
+/// Observer::channel_weights), in whole numbers of 1 to 1024.
+void visit_weighed(const Observer& observer, std::size_t joined, const Observer::Visit& visit);
+
 }  // namespace amct

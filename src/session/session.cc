@@ -13,6 +13,7 @@
 #include <mutex>
 #include <optional>
 #include <shared_mutex>
+#include <span>
 #include <utility>
 
 #include "session/background_tasks.h"
@@ -56,11 +57,11 @@ struct Layer {
       : config(std::move(layer_config)),
         with_offset(offset),
         range_only(!keeps_values && find_algorithm(config.algorithm)->search_range != nullptr),
-        observer(Observer(config.granularity, {.nonfinite = config.nonfinite,
-                                               .range_only = range_only,
-                                               .expected_batches = batch_num,
-                                               .sample_bytes = sample_bytes,
-                                               .heads = config.head_num})) {}
+        observer(Observer(observed_granularity(), {.nonfinite = config.nonfinite,
+                                                   .range_only = range_only,
+                                                   .expected_batches = batch_num,
+                                                   .sample_bytes = sample_bytes,
+                                                   .heads = config.head_num})) {}
 
   LayerConfig config;
   bool with_offset;
@@ -68,6 +69,11 @@ struct Layer {
   std::mutex mutex;                  // guards what follows
   std::optional<Observer> observer;  // empty once it has seen all batches
   double observe_seconds = 0;
+
+  /// Weights go to channels, and matter where more than the range does.
+  Granularity observed_granularity() const {
+    return config.weighs_channels() && !range_only ? Granularity::kPerChannel : config.granularity;
+  }
 
   LayerResult solve(const Observer& seen) const {
     LayerResult result = amct::solve(config, with_offset, seen);
@@ -348,9 +354,19 @@ Observation Session::observe_ranges(const std::string& name, const RangedBatches
                         [&](Observer& observer) { observer.add_ranges(batches); });
 }
 
+void Session::add_channel_weights(const std::string& name, std::span<const std::uint64_t> weights) {
+  Layer& layer = impl_->layer(name);
+  const std::lock_guard lock(layer.mutex);
+  if (!layer.observer) return;
+  with_place(name, layer.observer->batches() + 1,
+             [&] { layer.observer->add_channel_weights(weights); });
+}
+
 LayerPlan Session::plan(const std::string& name) const {
   const Layer& layer = impl_->layer(name);
-  return {.granularity = layer.config.granularity,
+  return {.granularity = layer.observed_granularity(),
+          .weighs_channels = layer.config.weighs_channels() && !layer.range_only,
+          .channel_factors = layer.config.granularity == Granularity::kPerChannel,
           .range_only = layer.range_only,
           .nonfinite = layer.config.nonfinite,
           .batch_num = impl_->batch_num};

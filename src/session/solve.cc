@@ -46,11 +46,18 @@ std::vector<GroupResult> solve_counts(const LayerConfig& config, const Algorithm
                                       std::size_t joined) {
   std::vector<GroupResult> groups(observer.groups() / joined);
   const SearchTarget target{config.grid, with_offset};
+  const bool weighed = config.weighs_channels() && joined > 1;
+  if (weighed) {
+    visit_weighed(observer, joined, [&](std::size_t group, const ValueCounts& values) {
+      groups[group].params = algorithm.search(values, target, config.options).params;
+    });
+  }
+  // What the values lose is told of each as often as it was seen.
   visit_joined(observer, joined, [&](std::size_t group, const ValueCounts& values) {
-    const QuantParams params = algorithm.search(values, target, config.options).params;
-    groups[group] = {.params = params,
-                     .error = quantization_error(values, config.grid, params),
-                     .range = {values.min(), values.max()}};
+    QuantParams& params = groups[group].params;
+    if (!weighed) params = algorithm.search(values, target, config.options).params;
+    groups[group].error = quantization_error(values, config.grid, params);
+    groups[group].range = {values.min(), values.max()};
   });
   return groups;
 }
@@ -67,6 +74,11 @@ LayerResult solve(const LayerConfig& config, bool with_offset, const Observer& o
                      " cannot be searched from");
   }
   const std::size_t joined = groups_joined(config.granularity, config.head_num, observer);
+  if (config.weighs_channels() && !range_only && observer.channel_weights().empty()) {
+    throw StateError(
+        "no queries were seen to weigh its channels by; calibrate with query_weighted, or solve "
+        "without");
+  }
   LayerResult result;
   result.name = config.name;
   result.algorithm = config.algorithm;

@@ -48,6 +48,12 @@ struct LayerConfig {
   /// First tokens of each sequence that are left out: a cache keeps them as they are (attention
   /// sinks; Xiao et al., "Efficient Streaming Language Models with Attention Sinks", 2023).
   std::int64_t sink_tokens = 0;
+  /// Keys at tap cache whose channels share factors: the values of a channel count as much as the
+  /// mean square of the queries on it, since what must be kept is the product of the two.
+  bool query_weighted = false;
+
+  /// Whether channels are observed one by one whatever the granularity, and weighed.
+  bool weighs_channels() const { return query_weighted && role == KVRole::kKey; }
 
   friend bool operator==(const LayerConfig&, const LayerConfig&) = default;
 };

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -73,6 +74,10 @@ class Observer {
   /// The same for batches of which only the ranges were kept, of any dtype. Throws StateError also
   /// where this observer keeps more than ranges.
   void add_ranges(const RangedBatches& batches);
+  /// Adds to how much each channel counts where it shares factors with others: sums over what is
+  /// seen, one a channel, of which only the ratios matter. Observers per channel only (else
+  /// StateError). Throws StateError for another number of channels, and for a sum beyond 64 bits.
+  void add_channel_weights(std::span<const std::uint64_t> weights);
   /// Throws what observe() would throw for a batch of this shape and with these non-finite values.
   void check(const RemoteBatch& batch) const;
 
@@ -94,6 +99,8 @@ class Observer {
   /// Number of groups that get factors of their own: 1, channels() or the heads; 0 before the first
   /// batch.
   std::size_t groups() const;
+  /// One a channel, or none where nobody added any.
+  std::span<const std::uint64_t> channel_weights() const;
   /// Whether float32 values went beyond sample_bytes, so that counts are those of a sketch.
   bool is_sketch() const;
   bool is_range_only() const;        ///< see ObserverOptions

@@ -76,7 +76,8 @@ std::vector<LayerResult> solve_counts(
 /// Writes the sum of counts files, layer by layer: as if one run had seen what all of them have.
 /// Layers stand in the order of the first file that has them. Holds all layers in memory. Throws as
 /// CountsReader and CountsWriter do, ValueError where a layer was observed in different ways (tap,
-/// slice, granularity, heads, max_position, sink_tokens) and StateError as Observer::merge does.
+/// slice, granularity, heads, max_position, sink_tokens, query_weighted) and StateError as
+/// Observer::merge does.
 void merge_counts(std::span<const std::string> inputs, const std::string& output);
 
 }  // namespace amct

@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -28,6 +29,9 @@ struct UnfinishedLayer {
 /// How a layer is observed: what whoever counts its batches elsewhere has to know.
 struct LayerPlan {
   Granularity granularity = Granularity::kPerTensor;
+  /// Whether Session::add_channel_weights() is to be called for each batch, before it is observed.
+  bool weighs_channels = false;
+  bool channel_factors = false;  ///< whether each channel gets factors of its own
   bool range_only = false;  ///< ranges are enough, see Observer
   NonFinitePolicy nonfinite = NonFinitePolicy::kRaise;
   std::int64_t batch_num = 1;  ///< batches needed
@@ -98,6 +102,11 @@ class Session {
   /// last of the batches named, and as Observer::add_counts and Observer::add_ranges.
   Observation observe_counts(const std::string& name, const CountedBatches& batches);
   Observation observe_ranges(const std::string& name, const RangedBatches& batches);
+
+  /// Adds to how much each channel of layer `name` counts (see Observer::add_channel_weights): for
+  /// a batch that is observed next. Does nothing where the layer is finished. Throws ValueError for
+  /// a layer the configuration does not name, and StateError as the observer does.
+  void add_channel_weights(const std::string& name, std::span<const std::uint64_t> weights);
 
   /// How layer `name` is observed. Throws ValueError for a layer the configuration does not name.
   LayerPlan plan(const std::string& name) const;

@@ -49,7 +49,8 @@ struct LayerResult {
 /// head and per tensor, and from per head to per tensor. Throws ValueError for an unknown
 /// algorithm, a float grid with offset, and for a finer granularity than was observed; StateError
 /// where the algorithm needs values of which the range alone was kept, heads do not divide the
-/// channels, or a group has no finite value.
+/// channels, a group has no finite value, or channels are to be weighed of which no weights were
+/// added. Weights change factors alone: error and range are those of the values as they were seen.
 LayerResult solve(const LayerConfig& config, bool with_offset, const Observer& observer);
 
 /// What goes into the record of a result.

@@ -63,7 +63,9 @@ TEST(CalibrationConfigTest, ThePlaceOfALayerIsReadAndWrittenBack) {
                 128
             ],
             "slice_groups":4,
-            "max_position":4096
+            "max_position":4096,
+            "sink_tokens":4,
+            "query_weighted":true
         }
     },
     "c_attn.value":{
@@ -85,11 +87,15 @@ TEST(CalibrationConfigTest, ThePlaceOfALayerIsReadAndWrittenBack) {
   EXPECT_EQ(key.role, KVRole::kKey);
   EXPECT_EQ(key.slice, (ChannelSlice{64, 128, 4}));
   EXPECT_EQ(key.max_position, 4096);
+  EXPECT_EQ(key.sink_tokens, 4);
+  EXPECT_TRUE(key.weighs_channels());
   const LayerConfig& value = config.layers.at(1);
   EXPECT_EQ(value.tap, Tap::kLinear);
   EXPECT_EQ(value.role, KVRole::kValue);
   EXPECT_EQ(value.slice, (ChannelSlice{128, 192, 1}));
   EXPECT_EQ(value.max_position, std::nullopt);
+  EXPECT_EQ(value.sink_tokens, 0);
+  EXPECT_FALSE(value.query_weighted);
 }
 
 TEST(CalibrationConfigTest, HeadsAreReadAndWrittenBack) {

@@ -96,14 +96,19 @@ TEST(DefinitionTest, EverySettingOfAnOverrideWinsAndTheRestComesFromTheCommonOne
 TEST(DefinitionTest, TheTapAndItsReachComeFromTheOverrideThenTheCommonOne) {
   const CalibrationConfig config = configure(
       "kv_cache_quant_config { quant_layers: 'a' quant_layers: 'b' calibration_config { "
-      "tap: cache max_position: 512 } } "
-      "override_layers_configs { layer_name: 'b' kv_data_quant_config { tap: linear } }");
+      "tap: cache max_position: 512 sink_tokens: 4 query_weighted: true } } "
+      "override_layers_configs { layer_name: 'b' kv_data_quant_config { tap: linear "
+      "sink_tokens: 2 query_weighted: false } }");
   ASSERT_EQ(config.layers.size(), 2U);
   EXPECT_EQ(config.layers[0].tap, Tap::kCache);
   EXPECT_EQ(config.layers[0].max_position, 512);
   EXPECT_EQ(config.layers[0].algorithm, "ifmr");
   EXPECT_EQ(config.layers[1].tap, Tap::kLinear);
   EXPECT_EQ(config.layers[1].max_position, 512);
+  EXPECT_EQ(config.layers[0].sink_tokens, 4);
+  EXPECT_EQ(config.layers[1].sink_tokens, 2);
+  EXPECT_TRUE(config.layers[0].query_weighted);
+  EXPECT_FALSE(config.layers[1].query_weighted);
 }
 
 TEST(DefinitionTest, TheNumberFormatComesFromTheOverrideThenTheCommonOne) {

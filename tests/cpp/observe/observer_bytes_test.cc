@@ -150,6 +150,42 @@ TEST_P(ObserverBytesTest, DamagedBytesAreRefusedOrMakeAnObserver) {
   EXPECT_GT(refused, 300);
 }
 
+TEST(ChannelWeightsTest, AreAddedMergedAndKept) {
+  Observer observer = observer_of(kKinds[1]);
+  observer.add_channel_weights(
+      std::vector<std::uint64_t>{1, 2, 3, 4, 5, 6});  // before a batch came
+  const std::vector<Tensor> batches = batches_of({DType::kBFloat16, DType::kFloat32});
+  observer.observe(batches[0].view());
+  observer.add_channel_weights({});
+  observer.add_channel_weights(std::vector<std::uint64_t>{10, 0, 0, 0, 0, 0});
+  const std::vector<std::uint64_t> sums{11, 2, 3, 4, 5, 6};
+  EXPECT_TRUE(std::ranges::equal(observer.channel_weights(), sums));
+  const Observer back = Observer::deserialize(observer.serialize());
+  expect_same(back, observer);
+  EXPECT_TRUE(std::ranges::equal(back.channel_weights(), sums));
+  Observer without = observer_of(kKinds[1]);
+  without.observe(batches[1].view());
+  EXPECT_TRUE(without.channel_weights().empty());
+  without.merge(observer);
+  EXPECT_TRUE(std::ranges::equal(without.channel_weights(), sums));
+  without.merge(without);
+  EXPECT_EQ(without.channel_weights()[0], 22U);
+
+  support::expect_error<StateError>(
+      [&] { observer.add_channel_weights(std::vector<std::uint64_t>{1, 2}); }, {"2 channels", "6"});
+  std::vector<std::uint64_t> most(6, ~std::uint64_t{0} - 11);
+  observer.add_channel_weights(most);
+  most.assign(6, 1);
+  support::expect_error<StateError>([&] { observer.add_channel_weights(most); }, {"64 bits"});
+  EXPECT_EQ(observer.channel_weights()[0], ~std::uint64_t{0});
+  EXPECT_EQ(observer.channel_weights()[1], ~std::uint64_t{0} - 9);  // all or nothing
+  Observer tensor = observer_of(kKinds[0]);
+  support::expect_error<StateError>([&] { tensor.add_channel_weights(most); }, {"one by one"});
+  Observer early = observer_of(kKinds[1]);
+  early.add_channel_weights(std::vector<std::uint64_t>{1, 2});
+  support::expect_error<StateError>([&] { early.observe(batches[0].view()); }, {"6 channels"});
+}
+
 /// Refused with a message that holds `what`, after `spoil` was done to a valid state.
 template <typename Spoil>
 void expect_malformed(const Kind& kind, const std::vector<DType>& dtypes, const char* what,
@@ -176,6 +212,8 @@ TEST(MalformedObserverTest, SaysWhatIsWrong) {
   expect_malformed(tensor, {kHalf}, "heads", [](State& s) { s.set_granularity(2); });
   expect_malformed(head, {kHalf}, "granularity",
                    [](State& s) { s.mutable_heads(0)->set_granularity(1); });
+  expect_malformed(channel, {kHalf}, "weights", [](State& s) { s.add_channel_weights(1); });
+  expect_malformed(tensor, {kHalf}, "weights", [](State& s) { s.add_channel_weights(1); });
   expect_malformed(tensor, {kHalf}, "negative", [](State& s) { s.set_rows(-1); });
   expect_malformed(tensor, {kHalf}, "too many channels",
                    [](State& s) { s.set_channels(std::int64_t{1} << 40); });

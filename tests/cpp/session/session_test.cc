@@ -468,6 +468,48 @@ TEST_F(SessionTest, ConfigurationsThatCannotRunAreRefusedAtOnce) {
 
 using OperatorSessionTest = SessionTest;
 
+TEST_F(SessionTest, ChannelsOfKeysAreWeighed) {
+  const std::vector<std::uint64_t> weights{1, 1000, 1, 1};
+  CalibrationConfig config = config_of({"keys", "values", "ranges"}, 1);
+  for (LayerConfig& layer : config.layers) {
+    layer.tap = Tap::kCache;
+    layer.role = layer.name == "values" ? KVRole::kValue : KVRole::kKey;
+    layer.query_weighted = true;
+  }
+  config.layers[2].algorithm = "minmax";
+  config.layers[2].options = {};
+  Session session(config, path);
+  EXPECT_EQ(session.plan("keys").granularity, Granularity::kPerChannel);
+  EXPECT_TRUE(session.plan("keys").weighs_channels);
+  EXPECT_FALSE(session.plan("keys").channel_factors);
+  for (const char* name : {"values", "ranges"}) {
+    EXPECT_EQ(session.plan(name).granularity, Granularity::kPerTensor);
+    EXPECT_FALSE(session.plan(name).weighs_channels);
+  }
+  const Tensor x = batch(1, 400);
+  expect_error<StateError>([&] { session.observe("keys", x.view()); }, {"layer 'keys'", "queries"});
+  Session weighed(config, path);
+  weighed.add_channel_weights("keys", weights);
+  EXPECT_EQ(weighed.observe("keys", x.view()).kind, Kind::kFinished);
+  weighed.add_channel_weights("keys", weights);  // too late, and so nothing
+  weighed.observe("values", x.view());
+  const std::vector<LayerResult> results = weighed.results();
+  Observer observer(Granularity::kPerChannel);
+  observer.add_channel_weights(weights);
+  observer.observe(x.view());
+  EXPECT_EQ(results[0].params, solve(config.layers[0], true, observer).params);
+  EXPECT_NE(results[0].params, results[1].params);
+  EXPECT_EQ(results[0].granularity, Granularity::kPerTensor);
+  Session other(config, path);
+  expect_error<StateError>(
+      [&] {
+        other.add_channel_weights("keys", std::vector<std::uint64_t>{1, 2});
+        other.observe("keys", x.view());
+      },
+      {"layer 'keys', batch 1", "4 channels"});
+  expect_error<ValueError>([&] { other.add_channel_weights("nothing", weights); }, {"'nothing'"});
+}
+
 TEST_F(OperatorSessionTest, CalibratesWhateverLayerComes) {
   Session session(operator_params({{"batch_num", std::int64_t{2}},
                                    {"act_algo", std::string("hfmg")},

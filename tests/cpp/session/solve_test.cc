@@ -1,9 +1,14 @@
 #include "amct/session/solve.h"
 
 #include "amct/core/error.h"
+#include "amct/core/large_array.h"
+#include "amct/observe/value_counts.h"
 #include "amct/search/search.h"
 
+#include <cstdint>
+#include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -70,6 +75,79 @@ TEST_P(SolveTest, CoarserFactorsAreThoseOfObservingCoarsely) {
       }
     }
   }
+}
+
+/// Weights of which the largest of each head is 1024, so that they count as they are.
+const std::vector<std::uint64_t> kWeights{1024, 1, 7, 300, 2, 1024, 5, 5, 900, 1024, 512, 3};
+
+/// The values of all channels of a head (or of all heads), each as often as its channel weighs.
+ValueCounts weighed_values(DType dtype, std::size_t begin, std::size_t end) {
+  std::map<float, std::uint64_t> counts;
+  for (const Tensor& batch : batches_of(dtype)) {
+    const std::vector<float> x = batch.values();
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      const std::size_t channel = i % kChannels;
+      if (channel >= begin && channel < end) counts[x[i] == 0 ? 0.0F : x[i]] += kWeights[channel];
+    }
+  }
+  LargeArray<float> values;
+  std::vector<std::uint64_t> times;
+  for (const auto& [value, count] : counts) {
+    values.push_back(value);
+    times.push_back(count);
+  }
+  return {std::move(values), std::move(times)};
+}
+
+TEST_P(SolveTest, WeighedChannelsCountAsOftenAsTheyWeigh) {
+  Observer observer = observed(Granularity::kPerChannel, GetParam());
+  observer.add_channel_weights(kWeights);
+  for (const std::string algorithm : {"ifmr", "hfmg", "percentile", "mse", "kl", "minmax"}) {
+    for (const Granularity wanted : {Granularity::kPerTensor, Granularity::kPerHead}) {
+      LayerConfig config = config_of(algorithm, wanted);
+      const LayerResult plain = solve(config, true, observer);
+      config.query_weighted = true;
+      config.role = KVRole::kValue;  // which no query meets
+      EXPECT_EQ(solve(config, true, observer).params, plain.params);
+      config.role = KVRole::kKey;
+      const LayerResult result = solve(config, true, observer);
+      const std::size_t groups = wanted == Granularity::kPerHead ? kHeads : 1;
+      ASSERT_EQ(result.params.size(), groups);
+      for (std::size_t group = 0; group < groups; ++group) {
+        const std::size_t width = kChannels / groups;
+        const ValueCounts values = weighed_values(GetParam(), group * width, (group + 1) * width);
+        const SearchTarget target{kInt8, true};
+        EXPECT_EQ(result.params[group],
+                  find_algorithm(algorithm)->search(values, target, config.options).params)
+            << algorithm;
+      }
+      EXPECT_EQ(result.min, plain.min);
+      EXPECT_EQ(result.max, plain.max);
+      if (algorithm == "minmax") {
+        EXPECT_EQ(result.sqnr_db, plain.sqnr_db);
+      } else if (algorithm == "mse") {  // which no other factors are better than, but for its steps
+        EXPECT_LT(*result.sqnr_db, *plain.sqnr_db + 1e-3);
+      }
+    }
+    const LayerConfig own = config_of(algorithm, Granularity::kPerChannel);
+    LayerConfig weighted = own;
+    weighted.query_weighted = true;
+    weighted.role = KVRole::kKey;
+    EXPECT_EQ(solve(weighted, true, observer).params, solve(own, true, observer).params);
+  }
+}
+
+TEST(SolveErrorTest, ChannelsCannotBeWeighedByNothing) {
+  LayerConfig config = config_of("mse", Granularity::kPerTensor);
+  config.query_weighted = true;
+  config.role = KVRole::kKey;
+  const Observer observer = observed(Granularity::kPerChannel, DType::kFloat32);
+  expect_error<StateError>([&] { solve(config, true, observer); },
+                           {"no queries were seen", "query_weighted"});
+  config.algorithm = "minmax";  // of ranges, where weights change nothing
+  config.options = {};
+  const Observer ranges = observed(Granularity::kPerTensor, DType::kFloat32, true);
+  EXPECT_EQ(solve(config, true, ranges).params.size(), 1U);
 }
 
 TEST(SolveErrorTest, WhatWasNotObservedCannotBeSolved) {

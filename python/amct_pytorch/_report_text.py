@@ -15,6 +15,11 @@ MARKS = {Severity.GOOD: "ok", Severity.LOOK: "look", Severity.BAD: "**bad**"}
 
 # Of what was evaluated.
 CANDIDATE_COLUMNS = ("setting", "perplexity", "loss", "KL", "same top token", "bytes a token")
+_FACTS = {
+    "perplexity": "perplexity in full precision",
+    "bytes_per_token": "bytes a token in full precision",
+    "tokens": "tokens predicted",
+}
 _OF_CANDIDATE = frozenset(
     ("name", "perplexity", "loss", "loss_error", "kl", "kl_error", "top1_agreement", "bytes_per_token")
 )
@@ -87,7 +92,7 @@ def measured_of(evaluation: Mapping[str, Any]) -> Measured:
         isinstance(candidate, Mapping) and candidate.keys() >= _OF_CANDIDATE for candidate in candidates
     ):
         return Measured(flat(evaluation), [])
-    facts = flat({key: value for key, value in evaluation.items() if key != "candidates"})
+    facts = flat({_FACTS.get(key, key): value for key, value in evaluation.items() if key != "candidates"})
     return Measured(facts, [_candidate(candidate) for candidate in candidates])
 
 

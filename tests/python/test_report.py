@@ -238,7 +238,8 @@ class TestText:
     def test_evaluations_are_tables(self, files: tuple[Path, Path], tmp_path: Path) -> None:
         found = amct.report(*files, tmp_path / "x.md", format="md", evaluation=evaluation_of("int4", "a|b"))
         text = (tmp_path / "x.md").read_text("utf-8")
-        assert "| tokens | 1,023 |" in text
+        assert "| perplexity in full precision | 23.700 |" in text
+        assert "| tokens predicted | 1,023 |" in text
         assert f"| int4 | 23.700 | {MINUS}1.250% | 3.210 ± 0.040% | 98.76% | 5,760 |" in text
         assert "| a\\|b | 24.700 | +0.000% | 3.210 ± 0.040% | 98.76% | 5,760 |" in text
         assert found.evaluation["candidates"][0]["loss_error"] is None

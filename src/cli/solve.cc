@@ -137,7 +137,8 @@ void add_solve(CLI::App& program, const OnParsed& on_parsed) {
       command.add_flag("--symmetric", given->symmetric, "Factors without offset.");
   command.add_flag("--asymmetric", given->asymmetric, "Factors with offset.")->excludes(symmetric);
   command.add_option("--set", given->settings,
-                     "Another setting of the configuration file, KEY=VALUE: percentile=0.999.");
+                     "Another setting of the configuration file, KEY=VALUE: percentile=0.999, "
+                     "query_weighted=false.");
   command.callback([given, on_parsed] {
     on_parsed([given = *given, changes = changes_of(*given)](const Context& context) {
       return solve(given.counts, given.record, changes, context);

@@ -48,12 +48,18 @@ def with_errors_in_a_line(command: Callable[P, None]) -> Callable[P, None]:
                 raise
             if is_verbose():
                 traceback.print_exception(error)
-            say_error(str(error))
+            say_error(_message(error))
             raise typer.Exit(getattr(error, "exit_code", 1)) from error
 
     # Examples are shown as they are written, which the help does below this character.
     call.__doc__ = (command.__doc__ or "").replace("\n    Example:", "\n    \b\n    Example:")
     return call
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+        return f"'{error.filename}': {error.strerror}"
+    return str(error)
 
 
 def say_error(message: str) -> None:

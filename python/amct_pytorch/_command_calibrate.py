@@ -150,7 +150,7 @@ def calibrate(
             batch_num = read_config(str(config)).batch_num
         rows = read_windows(source, files, sequence_length, batch_num * batch_size, seed)
         _models.check_token_ids(torch.cat(rows), without_weights)
-        loaded = _models.load(files, dtype.value, device)
+        loaded = _models.load(files, without_weights, dtype.value, device)
         run = observe(loaded, config, record, counts, rows, batch_size, device)
     _show(run, record, as_json)
 

@@ -288,8 +288,9 @@ class _Inputs:
         )
         if self.calibrates and not calibration:
             raise UsageError("the calibration needs windows: --calibration-windows 1 or more")
-        _models.check_token_ids(torch.cat([*calibration, *rows]), _models.skeleton(files))
-        loaded = _models.load(files, dtype.value, device)
+        without_weights = _models.skeleton(files)
+        _models.check_token_ids(torch.cat([*calibration, *rows]), without_weights)
+        loaded = _models.load(files, without_weights, dtype.value, device)
         return loaded, [row.to(device) for row in rows], calibration if self.calibrates else []
 
 

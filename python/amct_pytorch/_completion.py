@@ -13,7 +13,7 @@ PROGRAM = "amct-pytorch"
 
 
 def bash(program: Any) -> str:
-    """A script for bash.
+    """A script for bash, in words that zsh understands as well.
 
     Parameters
     ----------
@@ -38,22 +38,26 @@ _amct_pytorch() {{
   local word command="" words="{commands} {_words(program)}"
   if [[ $previous == = ]]; then previous=${{COMP_WORDS[COMP_CWORD-2]}}; fi  # --option=value
   if [[ $current == = ]]; then current=""; fi
-  for word in "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"; do
+  for word in "${{COMP_WORDS[@]:1:$((COMP_CWORD-1))}}"; do
     case $word in
 {of_commands}    esac
   done
   case "$command $previous" in
 {of_options}    *) [[ $command && $current != -* && $command != completion ]] && words="" ;;
   esac
-  mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
+  COMPREPLY=( $(compgen -W "$words" -- "$current") )
 }}
 complete -o default -F _amct_pytorch {PROGRAM}
 """
 
 
 def zsh(program: Any) -> str:
-    """A script for zsh, which understands that of bash; see `bash`."""
-    return f"#compdef {PROGRAM}\nautoload -U +X bashcompinit && bashcompinit\n{bash(program)}"
+    """A script for zsh, which runs that of bash; see `bash`."""
+    # As a file of $fpath it is the body of a function, which is to complete as well when it is first called.
+    return (
+        f"#compdef {PROGRAM}\nautoload -U +X bashcompinit && bashcompinit\n{bash(program)}"
+        f"[[ $funcstack[1] == _{PROGRAM} ]] && _bash_complete -o default -F _amct_pytorch\n"
+    )
 
 
 def fish(program: Any) -> str:
@@ -64,6 +68,8 @@ def fish(program: Any) -> str:
         lines.append(f"complete -c {PROGRAM} -n __fish_use_subcommand -a {name} -d {summary}")
         for option in command.params:
             words = [f"complete -c {PROGRAM} -n '__fish_seen_subcommand_from {name}'"]
+            if not _flags(option) and not _choices(option):
+                continue  # a file, which fish offers by itself
             for flag in _flags(option):
                 words += ["-l" if flag.startswith("--") else "-s", flag.lstrip("-")]
             if _choices(option):

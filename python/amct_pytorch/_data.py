@@ -184,7 +184,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str | list[Any]]]:
         try:
             content = _text_or_messages(json.loads(line))
         except json.JSONDecodeError as error:
-            raise InputError(f"'{path}', line {number}: not JSON: {error.msg} at {error.pos + 1}") from error
+            message = f"'{path}', line {number}: not JSON: {error.msg} at character {error.pos + 1}"
+            raise InputError(message) from error
         if content is None:
             raise InputError(
                 f"'{path}', line {number}: neither a text nor a conversation; "

@@ -87,23 +87,23 @@ def skeleton(files: ModelFiles) -> torch.nn.Module:
     return model
 
 
-def load(files: ModelFiles, dtype: str, device: str) -> torch.nn.Module:
+def load(files: ModelFiles, like: torch.nn.Module, dtype: str, device: str) -> torch.nn.Module:
     """A model with its weights, for evaluation.
 
     Parameters
     ----------
     files : ModelFiles
         The model.
+    like : torch.nn.Module
+        The model without its weights; see `skeleton`.
     dtype : str
         Name of a type of torch, or 'auto': that of the weights.
     device : str
         A device of torch.
     """
-    transformers = _transformers(files)
+    kind: Any = type(like)
     with timed(f"loaded {files}"):
         with _reading(files):
-            config = transformers.AutoConfig.from_pretrained(**files.source)
-            kind = getattr(_build_of(transformers, config), "__self__", transformers.AutoModelForCausalLM)
             torch_dtype = "auto" if dtype == "auto" else getattr(torch, dtype)
             model: torch.nn.Module = kind.from_pretrained(dtype=torch_dtype, **files.source)
         try:
@@ -136,8 +136,8 @@ def load_tokenizer(files: ModelFiles) -> Any:
         return transformers.AutoTokenizer.from_pretrained(**files.source)
     except Exception as error:
         raise InputError(
-            f"'{files}' has no tokenizer that transformers can read, so give token ids: --token-ids FILE "
-            f"({_first_line(error)})"
+            f"'{files}' has no tokenizer that transformers can read (-v shows more), so give token ids: "
+            "--token-ids FILE"
         ) from error
 
 

@@ -25,7 +25,7 @@ def completed(*words: str) -> set[str]:
         _amct_pytorch
         printf '%s\\n' "${{COMPREPLY[@]}}"
     """
-    command = ["bash", "-euo", "pipefail", "-c", script, "bash", "amct-pytorch", *words]
+    command = ["bash", "-uo", "pipefail", "-c", script, "bash", "amct-pytorch", *words]
     return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
 
 

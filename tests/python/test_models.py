@@ -67,8 +67,9 @@ def test_what_transformers_cannot_read(name: str, content: bytes, tmp_path: Path
 def test_damaged_weights(tmp_path: Path) -> None:
     saved_skeleton(tmp_path, "llama")
     (tmp_path / "model.safetensors").write_bytes(b"nothing of the kind")
+    files = find_model(str(tmp_path), None)
     with pytest.raises(InputError, match=r"is not a model that transformers can read: ."):
-        load(find_model(str(tmp_path), None), "auto", "cpu")
+        load(files, skeleton(files), "auto", "cpu")
 
 
 def test_a_device_that_is_not_there() -> None:

@@ -94,9 +94,10 @@ def timed(what: str) -> Iterator[None]:
 @contextlib.contextmanager
 def progress(label: str, steps: int) -> Iterator[Callable[[], None]]:
     """A bar in a terminal, and nothing elsewhere; what it yields is called after each step."""
-    with typer.progressbar(
-        length=steps, label=label, file=sys.stderr, hidden=not sys.stderr.isatty()
-    ) as shown:
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    with typer.progressbar(length=steps, label=label, file=sys.stderr) as shown:
         yield lambda: shown.update(1)
 
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+import typer
+import typer.core
+
 PROGRAM = "amct-pytorch"
 
 
@@ -99,4 +102,5 @@ def _takes_value(option: Any) -> bool:
 
 def _choices(option: Any) -> list[str]:
     """The words that a value may be, where they are known."""
-    return [str(word) for word in option.type_descriptor.choices or ()]
+    items = option.shell_complete(typer.Context(typer.core.TyperCommand("")), "")
+    return [item.value for item in items if item.type == "plain"]

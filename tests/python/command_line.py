@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from amct_pytorch._log import logger
 from amct_pytorch.cli import app
 from families import tiny
 from typer.testing import CliRunner, Result
@@ -17,8 +18,13 @@ CHAT_TEMPLATE = "<s>{% for m in messages %} <|{{ m['role'] }}|> {{ m['content'] 
 
 
 def run(*arguments: str | Path) -> Result:
-    """Run the command."""
-    return CliRunner().invoke(app, list(map(str, arguments)), prog_name="amct-pytorch")
+    """Run the command, and leave the package's logger as it was."""
+    handlers, level = logger.handlers, logger.level
+    try:
+        return CliRunner().invoke(app, list(map(str, arguments)), prog_name="amct-pytorch")
+    finally:
+        logger.handlers = handlers
+        logger.setLevel(level)
 
 
 def error_of(result: Result) -> str:

@@ -25,7 +25,8 @@ def bash(program: Any) -> str:
     """
     commands = " ".join(program.commands)
     of_commands = "".join(
-        f'      {name}) command={name} words="{_words(command)}"; break ;;\n'
+        f'      {name}) command={name} words="{_words(command)}" arguments="{_arguments(command)}"\n'
+        "        break ;;\n"
         for name, command in program.commands.items()
     )
     of_options = "".join(
@@ -33,12 +34,12 @@ def bash(program: Any) -> str:
         for name, command in program.commands.items()
         for option in command.params
         if _takes_value(option)
-        for flag in option.opts or ()
+        for flag in option.opts
     )
     return f"""\
 _amct_pytorch() {{
   local current=${{COMP_WORDS[COMP_CWORD]}} previous=${{COMP_WORDS[COMP_CWORD-1]}}
-  local word command="" words="{commands} {_words(program)}"
+  local word command="" arguments="" words="{commands} {_words(program)}"
   if [[ $previous == = ]]; then previous=${{COMP_WORDS[COMP_CWORD-2]}}; fi  # --option=value
   if [[ $current == = ]]; then current=""; fi
   for word in "${{COMP_WORDS[@]:1:$((COMP_CWORD-1))}}"; do
@@ -46,7 +47,7 @@ _amct_pytorch() {{
 {of_commands}    esac
   done
   case "$command $previous" in
-{of_options}    *) [[ $command && $current != -* && $command != completion ]] && words="" ;;
+{of_options}    *) if [[ $command && $current != -* ]]; then words=$arguments; fi ;;
   esac
   COMPREPLY=( $(compgen -W "$words" -- "$current") )
 }}
@@ -84,11 +85,13 @@ def fish(program: Any) -> str:
 
 
 def _words(command: Any) -> str:
-    """The flags of a command, and the words that an argument may be."""
-    words: list[str] = []
-    for option in command.params:
-        words.extend(_flags(option) or _choices(option))
-    return " ".join([*words, "--help"])
+    """The flags of a command."""
+    return " ".join([*(flag for option in command.params for flag in _flags(option)), "--help"])
+
+
+def _arguments(command: Any) -> str:
+    """The words that the arguments of a command may be."""
+    return " ".join(word for option in command.params if not _flags(option) for word in _choices(option))
 
 
 def _flags(option: Any) -> list[str]:

@@ -50,7 +50,7 @@ def test_values_that_are_known(before: tuple[str, ...]) -> None:
 
 def test_one_value_of_many() -> None:
     assert completed("config", "--dst-type", "FP8_E4") == {"FP8_E4M3", "FP8_E4M3FNUZ"}
-    assert completed("completion", "") >= {"bash", "zsh", "fish"}
+    assert completed("completion", "") == {"bash", "zsh", "fish"}
     assert completed("calibrate", "--tap", "=") == {"linear", "cache"}
 
 

@@ -75,6 +75,9 @@ def _manual_of_amct_pytorch() -> str:
     text = _output(
         [sys.executable, "-m", "typer", "amct_pytorch.cli", "utils", "docs", "--name", "amct-pytorch"]
     )
+    # An example, which a help shows as it is written, as the character before it says.
+    example = re.compile(r"\x08\nExample: (.*?)\n\n", re.DOTALL)
+    text = example.sub(r'```console title="Example"\n$ \1\n```\n\n', text)
     # Brackets of a help text would be taken for links; those of code would not.
     return _CODE_OR_BRACKET.sub(lambda match: r"\[" if match[0] == "[" else match[0], text)
 

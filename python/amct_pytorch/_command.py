@@ -1,77 +1,40 @@
-"""What the subcommands of `amct-pytorch` share."""
+"""What the subcommands of `amct-pytorch` share: messages, errors, progress, tables."""
 
 from __future__ import annotations
 
-import enum
+import contextlib
 import functools
+import json
+import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Annotated, NoReturn, ParamSpec
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ParamSpec
 
 import typer
 
-from amct_pytorch import _models
+from amct_pytorch._json import plain
+from amct_pytorch._log import logger
 
 P = ParamSpec("P")
 
 
-class Tap(enum.StrEnum):
-    """Where layers are observed."""
+class InputError(Exception):
+    """Something that the user named cannot be used; the message says what, in one line, and the mend."""
 
-    linear = "linear"
-    cache = "cache"
-
-
-class Granularity(enum.StrEnum):
-    """What shares factors."""
-
-    per_tensor = "per_tensor"
-    per_channel = "per_channel"
-    per_head = "per_head"
+    exit_code = 1
 
 
-class Algorithm(enum.StrEnum):
-    """How factors are searched."""
+class UsageError(InputError):
+    """Options that do not go together."""
 
-    ifmr = "ifmr"
-    hfmg = "hfmg"
-    minmax = "minmax"
-    percentile = "percentile"
-    mse = "mse"
-    kl = "kl"
-
-
-class Format(enum.StrEnum):
-    """What the cache stores."""
-
-    int8 = "INT8"
-    int4 = "INT4"
-    fp8_e4m3 = "FP8_E4M3"
-    fp8_e5m2 = "FP8_E5M2"
-    fp8_e4m3fnuz = "FP8_E4M3FNUZ"
-    fp8_e5m2fnuz = "FP8_E5M2FNUZ"
-    hif8 = "HIF8"
-
-
-class Dtype(enum.StrEnum):
-    """What weights are loaded as."""
-
-    auto = "auto"
-    float32 = "float32"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
-
-
-Model = Annotated[str, typer.Option(help="Folder of a transformers model.")]
-Gguf = Annotated[str | None, typer.Option(help="Name of a GGUF file in the folder, where that is the model.")]
-Json = Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")]
-LoadAs = Annotated[Dtype, typer.Option(help="Type to load the weights as.")]
-Device = Annotated[str, typer.Option(help="Device to run on.")]
+    exit_code = 2
 
 
 def with_errors_in_a_line(command: Callable[P, None]) -> Callable[P, None]:
-    """Say what went wrong without a traceback, and exit with 1."""
+    """Make a command say what went wrong in a line, after the traceback where the user wants to know more."""
 
     @functools.wraps(command)
     def call(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -80,16 +43,67 @@ def with_errors_in_a_line(command: Callable[P, None]) -> Callable[P, None]:
         except BrokenPipeError:
             # Whoever reads the output has enough; nothing is left to be said, also not as Python ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except (_models.InputError, ImportError, OSError, ValueError, RuntimeError) as error:
-            fail(str(error))
+        except (InputError, ImportError, OSError, ValueError, RuntimeError) as error:
+            if isinstance(error, typer.Exit):
+                raise
+            if is_verbose():
+                traceback.print_exception(error)
+            say_error(_message(error))
+            raise typer.Exit(getattr(error, "exit_code", 1)) from error
 
+    # Examples are shown as they are written, which the help does below this character.
+    call.__doc__ = (command.__doc__ or "").replace("\n    Example:", "\n    \b\n    Example:")
     return call
 
 
-def fail(message: str) -> NoReturn:
-    """Say what is wrong, and exit with 1."""
-    typer.echo(f"amct-pytorch: {message}", err=True)
-    sys.exit(1)
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+        return f"'{error.filename}': {error.strerror}"
+    return str(error)
+
+
+def say_error(message: str) -> None:
+    """Write an error as a line."""
+    typer.echo(f"amct-pytorch: {' '.join(message.split())}", err=True)
+
+
+def be_verbose(verbose: bool) -> None:
+    """Show what the package logs on the standard error: warnings, or all that it does with the time."""
+    handler = logging.StreamHandler()
+    if verbose:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    else:
+        handler.setFormatter(logging.Formatter("amct-pytorch: %(levelname)s: %(message)s"))
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO if verbose else logging.WARNING)
+
+
+def is_verbose() -> bool:
+    """Whether the user wants to be told more."""
+    return logger.isEnabledFor(logging.INFO)
+
+
+@contextlib.contextmanager
+def timed(what: str) -> Iterator[None]:
+    """Log how long something took."""
+    start = time.perf_counter()
+    yield
+    logger.info("%s: %.1f s", what, time.perf_counter() - start)
+
+
+@contextlib.contextmanager
+def progress(label: str, steps: int) -> Iterator[Callable[[], None]]:
+    """A bar in a terminal, and nothing elsewhere; what it yields is called after each step."""
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    with typer.progressbar(length=steps, label=label, file=sys.stderr) as shown:
+        yield lambda: shown.update(1)
+
+
+def echo_json(content: Any) -> None:
+    """Write the result of a command as JSON."""
+    typer.echo(json.dumps(plain(content), indent=2))
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from amct_pytorch._command import fail, with_errors_in_a_line
+from amct_pytorch._command import InputError, echo_json, with_errors_in_a_line
+from amct_pytorch._options import Json, Verbose
 from amct_pytorch.report import report as write_report
 
 
@@ -37,19 +38,24 @@ def report(
     output_format: Annotated[
         ReportFormat, typer.Option("--format", help="What to write.")
     ] = ReportFormat.html,
+    as_json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
-    """Show how the factors of a record sit on what was seen: verdict, layers, histograms, channels.
+    r"""Show how factors sit on what was seen.
 
-    Example: amct-pytorch report --record record.txt --counts all.counts -o report.html
+    A verdict, then layers, histograms and channels.
+
+    Example: amct-pytorch report --record record.txt --counts all.counts \
+      -o report.html
     """
     measured = None
     if evaluation is not None:
         try:
             measured = json.loads(evaluation.read_text())
         except ValueError as error:
-            fail(f"'{evaluation}' is not JSON: {error}")
+            raise InputError(f"'{evaluation}' is not JSON: {error}") from error
         if not isinstance(measured, dict):
-            fail(f"'{evaluation}' is not what `evaluate --json` writes")
+            raise InputError(f"'{evaluation}' is not what `evaluate --json` writes")
     found = write_report(
         record,
         counts,
@@ -60,4 +66,10 @@ def report(
         format=output_format.value,
         evaluation=measured,
     )
+    if as_json:
+        reasons = [reason.text for reason in found.reasons]
+        echo_json(
+            {"report": output, "severity": found.severity, "verdict": found.verdict, "reasons": reasons}
+        )
+        return
     typer.echo(f"{output}: {found.verdict}")

@@ -1,79 +1,144 @@
-"""Models and texts of the command line. Needs transformers."""
+"""Models of the command line. Needs transformers."""
 
 from __future__ import annotations
 
-import json
+import contextlib
+import importlib
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-
-class InputError(Exception):
-    """Something that the user named cannot be used; the message says what, in one line."""
-
-
-def skeleton(folder: str, gguf: str | None) -> torch.nn.Module:
-    """The model of a folder without its weights."""
-    transformers = _transformers()
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder, **_source(gguf))
-        with torch.device("meta"):
-            model: torch.nn.Module = _build_of(transformers, config)(config)
-    except (OSError, ValueError, ImportError) as error:
-        raise _unreadable(folder, error) from error
-    return model
+from amct_pytorch._command import InputError, is_verbose, timed
+from amct_pytorch._log import logger
 
 
-def load(folder: str, gguf: str | None, dtype: str, device: str) -> torch.nn.Module:
-    """The model of a folder, for evaluation.
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where a model lies.
+
+    Attributes
+    ----------
+    folder : Path
+        A folder as transformers reads it.
+    gguf : str or None
+        Name of a GGUF file in it, where that is the model.
+    """
+
+    folder: Path
+    gguf: str | None
+
+    def __str__(self) -> str:
+        return str(self.folder if self.gguf is None else self.folder / self.gguf)
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """The arguments of ``from_pretrained``."""
+        path = {"pretrained_model_name_or_path": str(self.folder)}
+        return path if self.gguf is None else {**path, "gguf_file": self.gguf}
+
+
+def find_model(model: str, gguf: str | None) -> ModelFiles:
+    """Look where a model lies, without reading it.
 
     Parameters
     ----------
-    folder : str
-        A folder of a transformers model.
+    model : str
+        A folder, or a GGUF file.
     gguf : str or None
-        Name of a GGUF file in it, where that is the model.
+        Name of a GGUF file in the folder. Without it a folder that holds no config.json but one GGUF file
+        is taken to mean that.
+    """
+    folder = Path(model)
+    if folder.is_file() and gguf is None:
+        if folder.suffix != ".gguf":
+            raise InputError(f"'{model}' is a file, but neither a model's folder nor a GGUF file")
+        return ModelFiles(folder.parent, folder.name)
+    if not folder.is_dir():
+        message = f"there is no folder '{model}'"
+        is_repository = not folder.exists() and model.count("/") == 1 and not model.startswith((".", "/"))
+        download = f"; a model of the hub is downloaded with: hf download {model} --local-dir FOLDER"
+        raise InputError(message + download if is_repository else message)
+    found = sorted(path.name for path in folder.glob("*.gguf"))
+    if gguf is not None:
+        if not (folder / gguf).is_file():
+            there = f"it holds {', '.join(found)}" if found else "it holds no GGUF file"
+            raise InputError(f"'{model}' has no file '{gguf}'; {there}")
+        return ModelFiles(folder, gguf)
+    if (folder / "config.json").is_file():
+        return ModelFiles(folder, None)
+    if len(found) > 1:
+        raise InputError(f"'{model}' holds several GGUF files; add --gguf with one of {', '.join(found)}")
+    if not found:
+        raise InputError(f"'{model}' is not a model's folder: it has no config.json and no GGUF file")
+    return ModelFiles(folder, found[0])
+
+
+def skeleton(files: ModelFiles) -> torch.nn.Module:
+    """A model without its weights."""
+    transformers = _transformers(files)
+    with timed(f"built {files} without its weights"), _reading(files):
+        config = transformers.AutoConfig.from_pretrained(**files.source)
+        with torch.device("meta"):
+            model: torch.nn.Module = _build_of(transformers, config)(config)
+    return model
+
+
+def load(files: ModelFiles, like: torch.nn.Module, dtype: str, device: str) -> torch.nn.Module:
+    """A model with its weights, for evaluation.
+
+    Parameters
+    ----------
+    files : ModelFiles
+        The model.
+    like : torch.nn.Module
+        The model without its weights; see `skeleton`.
     dtype : str
         Name of a type of torch, or 'auto': that of the weights.
     device : str
         A device of torch.
     """
-    transformers = _transformers()
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder, **_source(gguf))
-        kind = getattr(_build_of(transformers, config), "__self__", transformers.AutoModelForCausalLM)
-        torch_dtype = "auto" if dtype == "auto" else getattr(torch, dtype)
-        model: torch.nn.Module = kind.from_pretrained(folder, dtype=torch_dtype, **_source(gguf))
-        return model.eval().to(device)
-    except (OSError, ValueError, ImportError) as error:
-        raise _unreadable(folder, error) from error
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device '{device}': {_first_line(error)}") from error
+    kind: Any = type(like)
+    with timed(f"loaded {files}"):
+        with _reading(files):
+            torch_dtype = "auto" if dtype == "auto" else getattr(torch, dtype)
+            model: torch.nn.Module = kind.from_pretrained(dtype=torch_dtype, **files.source)
+        try:
+            model = model.eval().to(device)
+        except RuntimeError as error:
+            raise InputError(f"device '{device}': {_first_line(error)}") from error
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    logger.info(
+        "%s: %s parameters in %s on %s",
+        type(model).__name__,
+        f"{parameters:,}",
+        str(next(model.parameters()).dtype).removeprefix("torch."),
+        device,
+    )
+    return model
 
 
-def token_ids(text: Path | None, ids: Path | None, folder: str, gguf: str | None) -> torch.Tensor:
-    """The token ids of a text, or those in a JSON file: int64, ``[tokens]``."""
-    if (text is None) == (ids is None):
-        raise InputError("one of --text and --token-ids is needed")
+def check_device(device: str) -> None:
+    """Raise InputError for a device that cannot be used, before a model is read for it."""
     try:
-        if ids is not None:
-            content = json.loads(ids.read_text("utf-8"))
-            if not isinstance(content, list) or not all(type(token) is int for token in content):
-                raise InputError(f"'{ids}' must hold a JSON list of token ids")
-            return torch.tensor(content, dtype=torch.int64)
-        assert text is not None
-        words = text.read_text("utf-8")
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"'{ids or text}' cannot be read: {_first_line(error)}") from error
-    transformers = _transformers()
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise InputError(f"device '{device}' cannot be used: {_first_line(error)}") from error
+
+
+def load_tokenizer(files: ModelFiles) -> Any:
+    """The tokenizer of a model."""
+    transformers = _transformers(files)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **_source(gguf))
-    except (OSError, ValueError, ImportError) as error:
-        message = f"'{folder}' has no tokenizer that transformers can read, so --token-ids is needed"
-        raise InputError(f"{message}: {_first_line(error)}") from error
-    return torch.tensor(tokenizer(words, verbose=False)["input_ids"], dtype=torch.int64)
+        return transformers.AutoTokenizer.from_pretrained(**files.source)
+    except Exception as error:
+        raise InputError(
+            f"'{files}' has no tokenizer that transformers can read (-v shows more), so give token ids: "
+            "--token-ids FILE"
+        ) from error
 
 
 def check_token_ids(ids: torch.Tensor, model: torch.nn.Module) -> None:
@@ -103,23 +168,30 @@ def _build_of(transformers: Any, config: Any) -> Any:
     return transformers.AutoModelForCausalLM.from_config
 
 
-def _source(gguf: str | None) -> dict[str, Any]:
-    return {} if gguf is None else {"gguf_file": gguf}
+@contextlib.contextmanager
+def _reading(files: ModelFiles) -> Iterator[None]:
+    """Name the model in whatever transformers raises for files that it cannot read."""
+    try:
+        yield
+    except Exception as error:
+        message = f"'{files}' is not a model that transformers can read: {_first_line(error)}"
+        raise InputError(message) from error
 
 
-def _transformers() -> Any:
+def _transformers(files: ModelFiles) -> Any:
     try:
         import transformers
     except ModuleNotFoundError:
         raise InputError("transformers is not installed: pip install transformers") from None
+    log: Any = transformers.utils.logging
+    log.set_verbosity(log.WARNING if is_verbose() else log.ERROR)
     if not sys.stderr.isatty():
-        logging: Any = transformers.utils.logging
-        logging.disable_progress_bar()
+        log.disable_progress_bar()
+    if files.gguf is not None:
+        with contextlib.suppress(ImportError):  # the one bar that does not heed the setting
+            module: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
+            module.tqdm = log.tqdm
     return transformers
-
-
-def _unreadable(folder: str, error: Exception) -> InputError:
-    return InputError(f"'{folder}' is not a model that transformers can read: {_first_line(error)}")
 
 
 def _first_line(error: Exception) -> str:

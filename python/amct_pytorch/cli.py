@@ -3,82 +3,110 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import json
-import sys
-import tempfile
-from pathlib import Path
-from typing import Annotated
+import enum
+from typing import Annotated, Any
 
-import torch
 import typer
+from typer.core import TyperGroup
 
-from amct_pytorch import _models
+from amct_pytorch import _completion, _models
 from amct_pytorch._command import (
-    Algorithm,
-    Device,
-    Dtype,
-    Format,
-    Gguf,
-    Granularity,
-    Json,
-    LoadAs,
-    Model,
-    Tap,
-    fail,
+    InputError,
+    be_verbose,
+    echo_json,
+    say_error,
     table,
     with_errors_in_a_line,
 )
+from amct_pytorch._command_calibrate import calibrate, config
 from amct_pytorch._command_quality import evaluate, recommend
 from amct_pytorch._command_report import report
-from amct_pytorch._core import __version__, read_config
-from amct_pytorch.calibration import CalibrationRun, create_quant_cali_config
-from amct_pytorch.calibration import calibrate as calibrate_model
+from amct_pytorch._core import __version__
+from amct_pytorch._options import Gguf, Json, Verbose
 from amct_pytorch.discovery import KVLayer, find_kv_layers, find_state_layers
-from amct_pytorch.evaluation import windows
+
+# What a command line that is wrong raises; typer exports only this class of its kind.
+_CommandLineError: type[Any] = typer.BadParameter.__bases__[0]
+
+
+class _Commands(TyperGroup):
+    """Says in a line what is wrong with a command line, as other errors are said."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        try:
+            code = super().main(*args, **{**extra, "standalone_mode": False})
+        except _CommandLineError as error:
+            context = "amct-pytorch" if error.ctx is None else error.ctx.command_path
+            message = error.format_message().replace("Value error, ", "").rstrip(".")
+            say_error(f"{message} (see {context} --help)")
+            code = 2
+        raise SystemExit(code or 0)
+
 
 app = typer.Typer(
+    cls=_Commands,
     help="Calibrate the key/value cache of models for quantization.",
-    no_args_is_help=True,
+    epilog="Exit codes: 0 done; 1 a file, a model or a device cannot be used; 2 the command line is wrong; "
+    "3 the answer is no (evaluate --max-loss found a larger loss).",
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # its boxes leave a third of a terminal's width for words
 )
-
 
 _COLUMNS = ("layer", "role", "heads", "head_dim", "found from")
 
-Folder = Annotated[str, typer.Argument(help="Folder of a transformers model; its weights are not read.")]
+Folder = Annotated[
+    str,
+    typer.Argument(
+        metavar="FOLDER", help="Folder of a transformers model, or a GGUF file; weights are not read."
+    ),
+]
+
+
+class Shell(enum.StrEnum):
+    """What reads a script for completion."""
+
+    bash = "bash"
+    zsh = "zsh"
+    fish = "fish"
 
 
 def main() -> None:
     """Run the command line."""
-    app()
+    app(prog_name="amct-pytorch")
 
 
 @app.callback(invoke_without_command=True)
-def _options(version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False) -> None:
+def _options(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    be_verbose(verbose)
     if version:
         typer.echo(f"amct-pytorch {__version__}")
         raise typer.Exit
-
-
-app.command()(evaluate)
-app.command()(recommend)
-app.command()(report)
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(2)
 
 
 @app.command()
 @with_errors_in_a_line
-def layers(folder: Folder, gguf: Gguf = None, as_json: Json = False) -> None:
-    """List the key and value layers of a model: what is calibrated where no layer is named."""
-    model = _models.skeleton(folder, gguf)
+def layers(folder: Folder, gguf: Gguf = None, as_json: Json = False, verbose: Verbose = False) -> None:
+    """List the key and value layers of a model.
+
+    They are what is calibrated where no layer is named.
+
+    Example: amct-pytorch layers DIR
+    """
+    model = _models.skeleton(_models.find_model(folder, gguf))
     found, state_layers = find_kv_layers(model), find_state_layers(model)
     if as_json:
-        content = {"layers": [dataclasses.asdict(layer) for layer in found], "state_layers": state_layers}
-        typer.echo(json.dumps(content, indent=2))
+        echo_json({"layers": [dataclasses.asdict(layer) for layer in found], "state_layers": state_layers})
         return
     if not found:
-        fail(f"no key or value projection was found in {type(model).__name__} of '{folder}'")
+        raise InputError(f"no key or value projection was found in {type(model).__name__} of '{folder}'")
     typer.echo(table([_COLUMNS, *map(_row, found)]))
     typer.echo(f"\n{type(model).__name__}: {len(found)} layers")
     if state_layers:
@@ -87,130 +115,27 @@ def layers(folder: Folder, gguf: Gguf = None, as_json: Json = False) -> None:
         )
 
 
+app.command()(config)
+app.command()(calibrate)
+app.command()(evaluate)
+app.command()(recommend)
+app.command()(report)
+
+
 @app.command()
 @with_errors_in_a_line
-def calibrate(
-    model: Model,
-    text: Annotated[Path | None, typer.Option(help="Text file to calibrate on.")] = None,
-    token_ids: Annotated[
-        Path | None, typer.Option(help="JSON list of token ids to calibrate on, in place of a text.")
-    ] = None,
-    record: Annotated[Path, typer.Option(help="File for the factors.")] = Path("record.txt"),
-    config: Annotated[
-        Path | None,
-        typer.Option(help="Configuration to use, with all settings and the number of batches."),
-    ] = None,
-    gguf: Gguf = None,
-    tap: Annotated[Tap, typer.Option(help="Observe projections, or what goes into the cache.")] = Tap.linear,
-    granularity: Annotated[Granularity, typer.Option()] = Granularity.per_tensor,
-    algorithm: Annotated[Algorithm, typer.Option()] = Algorithm.ifmr,
-    dst_type: Annotated[Format, typer.Option(help="What the cache stores.")] = Format.int8,
-    sink_tokens: Annotated[
-        int, typer.Option(min=0, help="First tokens of windows that are left out: the cache keeps them.")
-    ] = 0,
-    counts: Annotated[
-        Path | None, typer.Option(help="File to save what was seen, for `amct solve` and reports.")
-    ] = None,
-    max_position: Annotated[
-        int | None,
-        typer.Option(
-            min=0, help="Position that keys per channel at tap cache hold up to (default: the model's)."
-        ),
-    ] = None,
-    batches: Annotated[int, typer.Option(min=1, help="Batches to observe.")] = 16,
-    batch_size: Annotated[int, typer.Option(min=1, help="Windows in a batch.")] = 1,
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens in a window.")] = 512,
-    dtype: LoadAs = Dtype.auto,
-    device: Device = "cpu",
-    as_json: Json = False,
+def completion(
+    context: typer.Context,
+    shell: Annotated[Shell, typer.Argument(metavar="SHELL", help="bash, zsh or fish.")],
 ) -> None:
-    """Calibrate a model on a text: find its key and value layers, and write their factors.
+    r"""Write a script that completes commands in a shell.
 
-    Example: amct-pytorch calibrate --model DIR --text book.txt --tap cache --granularity per_channel
+    Example: amct-pytorch completion bash \
+      > ~/.local/share/bash-completion/completions/amct-pytorch
     """
-    settings = (tap, granularity, algorithm, dst_type, sink_tokens, max_position)
-    if config is not None:
-        if settings != (Tap.linear, Granularity.per_tensor, Algorithm.ifmr, Format.int8, 0, None):
-            fail(
-                "--config has all settings; leave out --tap, --granularity, --algorithm, --dst-type, "
-                "--sink-tokens and --max-position"
-            )
-        batches = read_config(str(config)).batch_num
-    ids = _models.token_ids(text, token_ids, model, gguf)
-    rows = windows(ids, tokens)
-    if len(rows) < batches * batch_size:
-        fail(
-            f"the text has {len(ids)} tokens, fewer than {batches} batches of {batch_size} x {tokens}; "
-            "give a longer one, or ask for less"
-        )
-    loaded = _models.load(model, gguf, dtype.value, device)
-    _models.check_token_ids(ids, loaded)
-    with tempfile.TemporaryDirectory() as folder:
-        if config is None:
-            config = Path(folder) / "config.json"
-            definition = Path(folder) / "definition.cfg"
-            search = f"{algorithm.value}_quantize {{ quant_granularity: {granularity.value} }}"
-            definition.write_text(
-                f"batch_num: {batches} kv_cache_quant_config {{ calibration_config {{ "
-                f"dst_type: {dst_type.value} sink_tokens: {sink_tokens} {search} }} }}"
-            )
-            create_quant_cali_config(
-                str(config), loaded, None, str(definition), tap=tap.value, max_position=max_position
-            )
-        saved = None if counts is None else str(counts)
-        with (
-            calibrate_model(loaded, str(config), str(record), counts_file=saved) as run,
-            torch.inference_mode(),
-        ):
-            there = range(0, batches * batch_size, batch_size)
-            with typer.progressbar(there, label="Calibrating", file=sys.stderr) as progress:
-                for start in progress:
-                    batch = torch.cat(rows[start : start + batch_size]).to(device)
-                    loaded(**_models.inputs_of(loaded, batch), **_cache_use(run, loaded))
-    _show(run, record, as_json)
-
-
-def _cache_use(run: CalibrationRun, model: torch.nn.Module) -> dict[str, bool]:
-    """Models keep a cache only where that is what is calibrated; encoders have none."""
-    if "use_cache" not in inspect.signature(model.forward).parameters:
-        return {}
-    return {"use_cache": run.observes_cache}
-
-
-def _show(run: CalibrationRun, record: Path, as_json: bool) -> None:
-    results = run.results()
-    if as_json:
-        layers = [
-            {
-                "layer": layer.name,
-                "tap": layer.tap,
-                "algorithm": layer.algorithm,
-                "granularity": layer.granularity,
-                "batches": layer.batches,
-                "rows": layer.rows,
-                "channels": layer.channels,
-                "sqnr_db": layer.sqnr_db,
-                "clipped_fraction": layer.clipped_fraction,
-            }
-            for layer in results
-        ]
-        content = {"record": str(record), "layers": layers, "unfinished": list(run.unfinished())}
-        typer.echo(json.dumps(content, indent=2))
-        return
-    rows = [
-        (
-            layer.name,
-            layer.tap,
-            f"{layer.algorithm} {layer.granularity}",
-            str(layer.rows),
-            f"{layer.min:.4g} to {layer.max:.4g}",
-            "-" if layer.sqnr_db is None else f"{layer.sqnr_db:.1f}",
-            "-" if layer.clipped_fraction is None else f"{layer.clipped_fraction * 100:.3g}%",
-        )
-        for layer in results
-    ]
-    typer.echo(table([("layer", "tap", "search", "rows", "values", "SQNR dB", "clipped"), *rows]))
-    typer.echo(f"\n{record}: {len(results)} layers")
+    assert context.parent is not None
+    write = {Shell.bash: _completion.bash, Shell.zsh: _completion.zsh, Shell.fish: _completion.fish}[shell]
+    typer.echo(write(context.parent.command), nl=False)
 
 
 def _row(layer: KVLayer) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ PAGES = sorted([*ROOT.glob("README*.md"), *ROOT.glob("docs/**/*.md")])
 NOT_RUN = {
     "README.md": 1,
     "README.zh.md": 1,
+    "docs/how-to/command-line.md": 1,
     "docs/how-to/cpp.md": 1,
     "docs/how-to/index.md": 1,
     "docs/how-to/lmdeploy.md": 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,36 +13,15 @@ import amct_pytorch as amct
 import pytest
 import torch
 from amct_pytorch import __version__
-from amct_pytorch.cli import app
+from command_line import error_of, run, saved_model, saved_skeleton, saved_tokenizer
 from families import FAMILIES, tiny
-from typer.testing import CliRunner, Result
 
 transformers = pytest.importorskip("transformers")
 
 
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(app, list(arguments))
-
-
-def saved(folder: Path, family: str, **more: Any) -> str:
-    """A folder with the configuration of a tiny model, and no weights."""
-    config = transformers.AutoConfig.for_model(
-        family,
-        hidden_size=32,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_hidden_layers=2,
-        intermediate_size=16,
-        vocab_size=32,
-        **more,
-    )
-    config.save_pretrained(folder)
-    return str(folder)
-
-
 class TestLayers:
     def test_table(self, tmp_path: Path) -> None:
-        result = run("layers", saved(tmp_path, "llama", head_dim=8))
+        result = run("layers", saved_skeleton(tmp_path, "llama", head_dim=8))
         assert (result.exit_code, result.stderr) == (0, "")
         lines = result.stdout.splitlines()
         assert lines[0].split() == ["layer", "role", "heads", "head_dim", "found", "from"]
@@ -50,7 +30,7 @@ class TestLayers:
         assert lines[5:] == ["", "LlamaForCausalLM: 4 layers"]
 
     def test_json_and_the_class_that_the_model_was_saved_from(self, tmp_path: Path) -> None:
-        result = run("layers", "--json", saved(tmp_path, "bert", architectures=["BertForMaskedLM"]))
+        result = run("layers", "--json", saved_skeleton(tmp_path, "bert", architectures=["BertForMaskedLM"]))
         layers = json.loads(result.stdout)["layers"]
         assert layers[0] == {
             "name": "bert.encoder.layer.0.attention.self.key",
@@ -62,13 +42,13 @@ class TestLayers:
         }
 
     def test_fused(self, tmp_path: Path) -> None:
-        result = run("layers", "--json", saved(tmp_path, "phi3", pad_token_id=0))
+        result = run("layers", "--json", saved_skeleton(tmp_path, "phi3", pad_token_id=0))
         key, value = json.loads(result.stdout)["layers"][:2]
         assert (key["name"], key["slice"]) == ("model.layers.0.self_attn.qkv_proj.key", [32, 48, 1])
         assert (value["name"], value["slice"]) == ("model.layers.0.self_attn.qkv_proj.value", [48, 64, 1])
 
     def test_hybrid(self, tmp_path: Path) -> None:
-        folder = saved(
+        folder = saved_skeleton(
             tmp_path, "jamba", attn_layer_period=2, attn_layer_offset=1, num_experts=2, num_experts_per_tok=1
         )
         assert (
@@ -85,21 +65,16 @@ class TestLayers:
             f"amct-pytorch: no key or value projection was found in MambaForCausalLM of '{tmp_path}'\n"
         )
 
-    def test_no_model(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        result = run("layers", str(tmp_path))
-        assert result.exit_code == 1
-        assert result.stderr.startswith(
-            f"amct-pytorch: '{tmp_path}' is not a model that transformers can read: "
-        )
+    def test_no_model(self, tmp_path: Path) -> None:
+        assert error_of(run("layers", tmp_path / "none")) == f"there is no folder '{tmp_path}/none'"
+        (tmp_path / "config.json").write_text("{}")
+        message = f"'{tmp_path}' is not a model that transformers can read: "
+        assert error_of(run("layers", tmp_path)).startswith(message)
 
     def test_without_transformers(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        folder = saved_skeleton(tmp_path, "llama")
         monkeypatch.setitem(sys.modules, "transformers", None)
-        result = run("layers", str(tmp_path))
-        assert (result.exit_code, result.stderr) == (
-            1,
-            "amct-pytorch: transformers is not installed: pip install transformers\n",
-        )
+        assert error_of(run("layers", folder)) == "transformers is not installed: pip install transformers"
 
 
 def test_installed_command() -> None:
@@ -107,16 +82,6 @@ def test_installed_command() -> None:
     version = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
     assert version.stdout == f"amct-pytorch {__version__}\n"
     assert "layers" in subprocess.run([command, "--help"], capture_output=True, text=True, check=True).stdout
-
-
-def saved_model(folder: Path, family: str) -> list[str]:
-    """A tiny model with weights, and token ids: the arguments that name them."""
-    model = tiny(family)
-    model.save_pretrained(folder / "model")
-    ids = torch.randint(1, 32, (200,), generator=torch.Generator().manual_seed(1)).tolist()
-    (folder / "ids.json").write_text(json.dumps(ids))
-    sizes = ["--batches", "3", "--batch-size", "2", "--tokens", "12"]
-    return ["--model", str(folder / "model"), "--token-ids", str(folder / "ids.json"), *sizes]
 
 
 class TestCalibrate:
@@ -165,172 +130,221 @@ class TestCalibrate:
         assert record.read_bytes() == same.read_bytes()
 
         by_config = tmp_path / "by_config.txt"
-        result = run("calibrate", *arguments, "--config", config, "--record", str(by_config))
+        without_batches = [*arguments[:4], *arguments[6:]]
+        result = run("calibrate", *without_batches, "--config", config, "--record", str(by_config))
         assert result.exit_code == 0, result.stderr
         assert by_config.read_bytes() == record.read_bytes()
 
-    def test_too_little_text(self, tmp_path: Path) -> None:
-        result = run("calibrate", *saved_model(tmp_path, "llama"), "--tokens", "100")
-        assert (result.exit_code, result.stdout) == (1, "")
-        assert result.stderr == (
-            "amct-pytorch: the text has 200 tokens, fewer than 3 batches of 2 x 100; "
-            "give a longer one, or ask for less\n"
-        )
-
     @pytest.mark.parametrize(
-        ("arguments", "message"),
+        ("options", "settings"),
         [
-            ((), "one of --text and --token-ids is needed"),
-            (("--text", "{0}/none.txt"), "'{0}/none.txt' cannot be read: [Errno 2]"),
-            (("--token-ids", "{0}/text.json"), "'{0}/text.json' must hold a JSON list of token ids"),
-            (("--token-ids", "{0}/bad.json"), "'{0}/bad.json' cannot be read: Expecting value"),
-            (("--text", "{0}/text.json"), "'{0}' has no tokenizer that transformers can read"),
-            (
-                ("--token-ids", "{0}/ids.json", "--tokens", "2"),
-                "'{0}' is not a model that transformers can read",
-            ),
+            (["--symmetric"], {"asymmetric": False}),
+            (["--asymmetric", "--granularity", "per_head"], {"asymmetric": True}),
+            (["--symmetric", "--algorithm", "kl"], {"asymmetric": False, "act_algo": "kl"}),
         ],
     )
-    def test_what_cannot_be_used(self, arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
-        (tmp_path / "text.json").write_text('["words"]')
-        (tmp_path / "bad.json").write_text("words")
-        (tmp_path / "ids.json").write_text(json.dumps(list(range(100))))
-        given = [argument.format(tmp_path) for argument in arguments]
-        result = run("calibrate", "--model", str(tmp_path), *given)
-        assert (result.exit_code, result.stdout) == (1, "")
-        assert result.stderr.startswith(f"amct-pytorch: {message.format(tmp_path)}")
-        assert result.stderr.count("\n") == 1
+    def test_offsets(self, options: list[str], settings: dict[str, Any], tmp_path: Path) -> None:
+        arguments = saved_model(tmp_path, "llama")
+        config, record = tmp_path / "config.json", tmp_path / "record.txt"
+        assert run("config", *arguments[:2], *options, "-o", config).exit_code == 0
+        for name in FAMILIES["llama"][1]:
+            written = json.loads(config.read_text())[name]["kv_data_quant_config"]
+            assert written.items() >= settings.items()
+        assert run("calibrate", *arguments, *options, "--record", record).exit_code == 0
+        offsets = [any(factors.offset) for factors in amct.read_record(record).values()]
+        assert any(offsets) == settings["asymmetric"]
+
+    def test_by_tokens(self, tmp_path: Path) -> None:
+        arguments = saved_model(tmp_path, "llama")[:4]
+        sizes = ["--sequence-length", "12", "--batch-size", "2", "--num-tokens", "49"]
+        result = run("calibrate", *arguments, *sizes, "--record", tmp_path / "record.txt", "--json")
+        assert {(layer["batches"], layer["rows"]) for layer in json.loads(result.stdout)["layers"]} == {
+            (3, 72)
+        }
+
+    def test_conversations_at_random(self, tmp_path: Path) -> None:
+        arguments = saved_model(tmp_path, "llama")
+        saved_tokenizer(tmp_path / "model")
+        chats = tmp_path / "chats.jsonl"
+        chats.write_text(
+            "\n".join(json.dumps([{"role": "user", "content": " ".join(8 * letter)}]) for letter in "abcdef")
+        )
+        rows: dict[str, bytes] = {}
+        for seed in ("1", "1", "2"):
+            record = tmp_path / f"record{len(rows)}.txt"
+            options = ["--jsonl", chats, "--seed", seed, "--batches", "2", "--sequence-length", "11"]
+            result = run("calibrate", *arguments[:2], *options, "--record", record)
+            assert result.exit_code == 0, result.stderr
+            assert rows.setdefault(seed, record.read_bytes()) == record.read_bytes()
+        assert rows["1"] != rows["2"]
+
+    def test_too_little_text(self, tmp_path: Path) -> None:
+        arguments = saved_model(tmp_path, "llama")
+        assert error_of(run("calibrate", *arguments, "--sequence-length", "100")) == (
+            f"'{tmp_path}/ids.json' has 200 tokens, fewer than 6 windows of 100; "
+            "give a longer one, or ask for less"
+        )
         assert list(tmp_path.glob("record*")) == []
 
-    def test_a_device_that_is_not_there(self, tmp_path: Path) -> None:
-        result = run("calibrate", *saved_model(tmp_path, "llama"), "--device", "nonsense")
-        assert result.exit_code == 1
-        assert result.stderr.startswith("amct-pytorch: device 'nonsense': ")
+    @pytest.mark.parametrize(
+        ("arguments", "code", "message"),
+        [
+            ((), 2, "one of --text, --jsonl and --token-ids is needed"),
+            (("--text", "a", "--jsonl", "b"), 2, "one of --text, --jsonl and --token-ids is needed"),
+            (("--text", "{0}/none.txt"), 1, "cannot read '{0}/none.txt': No such file or directory"),
+            (("--text", "{0}/text"), 1, "'{0}' has no tokenizer that transformers can read"),
+            (("--token-ids", "{0}/ids.json"), 1, "'{0}' is not a model that transformers can read"),
+            (("--text", "a", "--batches", "2", "--num-tokens", "8"), 2, "--batches and --num-tokens both"),
+            (
+                ("--text", "a", "--dst-type", "FP8_E4M3", "--asymmetric"),
+                2,
+                "FP8_E4M3 has no offsets; leave out --asymmetric",
+            ),
+            (
+                ("--text", "a", "--config", "c", "--tap", "cache", "--asymmetric", "--num-tokens", "8"),
+                2,
+                "--config has all settings; leave out --asymmetric, --tap, --num-tokens",
+            ),
+            (
+                ("--text", "a", "--definition", "d", "--tap", "cache", "--algorithm", "mse"),
+                2,
+                "--definition has settings; leave out --algorithm",
+            ),
+            (("--text", "a", "--device", "nonsense"), 1, "device 'nonsense' cannot be used: "),
+        ],
+    )
+    def test_what_cannot_be_used(
+        self, arguments: tuple[str, ...], code: int, message: str, tmp_path: Path
+    ) -> None:
+        saved_skeleton(tmp_path, "llama")
+        (tmp_path / "text").write_text("words")
+        (tmp_path / "ids.json").write_text(json.dumps([1] * 8192))
+        result = run("calibrate", "--model", tmp_path, *(word.format(tmp_path) for word in arguments))
+        assert error_of(result).startswith(message.format(tmp_path))
+        assert result.exit_code == code
+        assert list(tmp_path.glob("record*")) == []
 
     def test_no_traceback_in_a_terminal(self, tmp_path: Path) -> None:
-        command = [
-            str(Path(sys.executable).with_name("amct-pytorch")),
-            "calibrate",
-            "--model",
-            "/nonexistent",
-        ]
+        command = [Path(sys.executable).with_name("amct-pytorch"), "layers", "none"]
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
         assert (done.returncode, done.stdout) == (1, "")
-        assert done.stderr == "amct-pytorch: one of --text and --token-ids is needed\n"
+        assert done.stderr == "amct-pytorch: there is no folder 'none'\n"
 
     def test_token_ids_that_the_model_does_not_know(self, tmp_path: Path) -> None:
         arguments = saved_model(tmp_path, "llama")
         (tmp_path / "ids.json").write_text(json.dumps([5000] * 200))
-        result = run("calibrate", *arguments)
-        assert result.stderr.endswith("token ids go from 5000 to 5000, but the model knows 0 to 31\n")
-
-    def test_a_configuration_and_settings(self, tmp_path: Path) -> None:
-        result = run("calibrate", *saved_model(tmp_path, "llama"), "--config", "c.json", "--tap", "cache")
-        assert result.stderr.startswith("amct-pytorch: --config has all settings; leave out --tap")
+        message = "token ids go from 5000 to 5000, but the model knows 0 to 31"
+        assert error_of(run("calibrate", *arguments)) == message
 
 
-class TestQuality:
-    def _arguments(self, folder: Path) -> list[str]:
-        arguments = saved_model(folder, "llama")[:4]
-        return [*arguments, "--tokens", "12", "--windows", "3", "--calibration-windows", "2"]
-
-    def test_compare(self, tmp_path: Path) -> None:
-        settings = "int8,int4:per_tensor:mse,int8+int4:kl,fp8_e4m3:per_head"
-        result = run("evaluate", *self._arguments(tmp_path), "--compare", settings)
+class TestConfig:
+    @pytest.mark.parametrize("family", ["llama", "phi3", "jamba", "t5", "bert"])
+    def test_without_weights_as_with_them(self, family: str, tmp_path: Path) -> None:
+        model = tiny(family)
+        model.config.architectures = [type(model).__name__]
+        model.config.save_pretrained(tmp_path)
+        config = tmp_path / "made" / "config.json"
+        result = run("config", "--model", tmp_path, "--batches", "3", "-o", config)
         assert result.exit_code == 0, result.stderr
-        lines = result.stdout.splitlines()
-        assert lines[0].split()[:3] == ["setting", "perplexity", "loss"]
-        assert lines[1].startswith("full precision")
-        assert {line.split()[0] for line in lines[2:6]} == set(settings.split(","))
-        assert lines[-1].startswith("33 tokens.")
+        assert result.stdout == f"{config}: {len(FAMILIES[family][1])} layers, 3 batches\n"
+        (tmp_path / "definition.cfg").write_text("batch_num: 3")
+        same = tmp_path / "same.json"
+        amct.create_quant_cali_config(str(same), model, None, str(tmp_path / "definition.cfg"))
+        assert config.read_bytes() == same.read_bytes()
 
-    def test_a_record_with_layers_as_json(self, tmp_path: Path) -> None:
-        arguments = self._arguments(tmp_path)
-        record = str(tmp_path / "record.txt")
-        assert run("calibrate", *saved_model(tmp_path, "llama"), "--record", record).exit_code == 0
-        result = run("evaluate", *arguments, "--record", record, "--layers", "--json")
+    def test_edited_and_used(self, tmp_path: Path) -> None:
+        arguments = saved_model(tmp_path, "llama")
+        config, record = tmp_path / "config.json", tmp_path / "record.txt"
+        result = run("config", *arguments[:2], "--tap", "cache", "-o", config, "--batches", "2", "--json")
+        names = FAMILIES["llama"][1]
+        assert json.loads(result.stdout) == {"config": str(config), "batch_num": 2, "layers": names}
+        edited = json.loads(config.read_text())
+        edited[names[0]]["kv_data_quant_config"]["quant_granularity"] = 1
+        del edited[names[1]]
+        config.write_text(json.dumps(edited))
+        result = run("calibrate", *arguments[:4], *arguments[6:], "--config", config, "--record", record)
         assert result.exit_code == 0, result.stderr
-        content = json.loads(result.stdout)
-        assert content["candidates"][0]["name"] == record
-        assert content["candidates"][0]["layers"][0]["sqnr_db"] > 20
-        assert "SQNR" in run("evaluate", *arguments, "--record", record, "--layers").stdout
-
-    def test_counts_that_were_saved(self, tmp_path: Path) -> None:
-        counts = tmp_path / "all.counts"
-        options = [
-            "--tap",
-            "cache",
-            "--granularity",
-            "per_channel",
-            "--dst-type",
-            "INT4",
-            "--sink-tokens",
-            "2",
-        ]
-        record = str(tmp_path / "record.txt")
-        calibrated = run(
-            "calibrate",
-            *saved_model(tmp_path, "llama"),
-            *options,
-            "--record",
-            record,
-            "--counts",
-            str(counts),
-        )
-        assert calibrated.exit_code == 0, calibrated.stderr
         factors = amct.read_record(record)
-        assert {(of_one.dst_type, of_one.sink_tokens) for of_one in factors.values()} == {("INT4", 2)}
-        result = run("evaluate", *self._arguments(tmp_path), "--counts", str(counts), "--compare", "int8")
-        assert result.exit_code == 0, result.stderr
+        assert list(factors) == [names[0], *names[2:]]
+        assert [len(of_one.scale) for of_one in factors.values()] == [16, 1, 1]
 
-    def test_recommend(self, tmp_path: Path) -> None:
-        record = tmp_path / "mixed.txt"
-        arguments = [*self._arguments(tmp_path), "--record", str(record)]
-        result = run("recommend", *arguments, "--max-loss", "1000")
+    def test_a_definition(self, tmp_path: Path) -> None:
+        folder, definition = saved_skeleton(tmp_path, "llama"), tmp_path / "definition.cfg"
+        definition.write_text(
+            'batch_num: 5 kv_cache_quant_config { quant_layers: "model.layers.1.*.[kv]_proj" '
+            "calibration_config { mse_quantize { quant_granularity: per_channel } } }"
+        )
+        config = tmp_path / "made.json"
+        options = ["--definition", definition, "--tap", "cache", "--sink-tokens", "4", "--max-position", "9"]
+        result = run("config", "--model", folder, *options, "-o", config)
         assert result.exit_code == 0, result.stderr
-        assert "Recommended: 4 layers int4:per_channel:minmax" in result.stdout
-        assert {of_one.dst_type for of_one in amct.read_record(record).values()} == {"INT4"}
-        content = json.loads(run("recommend", *arguments, "--max-loss", "1000", "--json").stdout)
-        assert len(content["settings"]) == 4
+        written = json.loads(config.read_text())
+        assert written["batch_num"] == 5
+        settings = written["model.layers.1.self_attn.k_proj"]["kv_data_quant_config"]
+        wanted = {"act_algo": "mse", "quant_granularity": 1, "tap": "cache", "sink_tokens": 4}
+        assert settings.items() >= {**wanted, "max_position": 9}.items()
+        assert "model.layers.0.self_attn.k_proj" not in written
+        refused = run("config", "--model", folder, "--definition", definition, "--batches", "3")
+        assert error_of(refused).startswith("--definition says how many batches")
 
-    def test_the_exit_code_says_whether_the_loss_is_kept(self, tmp_path: Path) -> None:
-        arguments = [*self._arguments(tmp_path), "--compare", "int8"]
-        assert run("evaluate", *arguments, "--max-loss", "50").exit_code == 0
-        assert run("evaluate", *arguments, "--max-loss", "-50").exit_code == 3
+    def test_a_definition_with_an_error(self, tmp_path: Path) -> None:
+        folder, definition = saved_skeleton(tmp_path, "llama"), tmp_path / "definition.cfg"
+        definition.write_text("batch_num: 5\nbatches: 3")
+        message = error_of(run("config", "--model", folder, "--definition", definition))
+        assert message.startswith(f"{definition}: ")
+        assert "line 2" in message
+        assert not (tmp_path / "made.json").exists()
+
+
+class TestMessages:
+    def test_a_command_line_that_is_wrong(self) -> None:
+        message = error_of(run("calibrate", "--foo"))
+        assert message == "No such option: --foo (see amct-pytorch calibrate --help)"
+        assert "Did you mean 'calibrate'? (see amct-pytorch --help)" in error_of(run("calibrat"))
+        assert error_of(run("calibrate", "--model", "m", "--dst-type", "INT9")).startswith(
+            "Invalid value for '--dst-type': 'INT9' is not one of 'INT8', 'INT4', "
+        )
+        assert run("calibrat").exit_code == 2
+
+    def test_without_a_command(self) -> None:
+        result = run()
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "Exit codes: 0 done" in result.stderr
 
     @pytest.mark.parametrize(
-        ("options", "words"),
-        [
-            ([], "name what to evaluate"),
-            (["--compare", "int9"], "'int9' is no format"),
-            (["--compare", "int8", "--windows", "90"], "fewer than 92 windows"),
-        ],
+        "arguments", [("-v", "layers", "{0}"), ("layers", "{0}", "--verbose"), ("-v", "layers", "{0}", "-v")]
     )
-    def test_what_is_refused(self, options: list[str], words: str, tmp_path: Path) -> None:
-        result = run("evaluate", *self._arguments(tmp_path), *options)
-        assert result.exit_code == 1
-        assert words in result.stderr
-        assert result.stderr.count("\n") == 1
+    def test_verbose(self, arguments: tuple[str, ...], tmp_path: Path) -> None:
+        folder = saved_skeleton(tmp_path, "llama")
+        result = run(*(word.format(folder) for word in arguments))
+        assert result.exit_code == 0
+        assert re.match(r"\d\d:\d\d:\d\d built \S+ without its weights: \d+\.\d s\n", result.stderr)
+        assert run("layers", folder).stderr == ""
 
+    def test_verbose_shows_the_traceback(self) -> None:
+        lines = run("-v", "layers", "none").stderr.splitlines()
+        assert lines[0] == "Traceback (most recent call last):"
+        assert lines[-1] == "amct-pytorch: there is no folder 'none'"
 
-class TestReport:
-    def test_from_a_calibration_to_a_page(self, tmp_path: Path) -> None:
-        record, counts = str(tmp_path / "record.txt"), str(tmp_path / "all.counts")
-        options = ["--tap", "cache", "--granularity", "per_channel", "--record", record, "--counts", counts]
-        assert run("calibrate", *saved_model(tmp_path, "llama"), *options).exit_code == 0
-        page = tmp_path / "report.html"
-        result = run("report", "--record", record, "--counts", counts, "-o", str(page))
-        assert result.exit_code == 0, result.stderr
-        assert result.stdout.startswith(f"{page}: ")
-        assert "model.layers.0.self_attn.k_proj" in page.read_text()
-        arguments = ["--record", record, "--counts", counts, "-o", str(tmp_path / "report.json")]
-        evaluation = tmp_path / "evaluation.json"
-        evaluation.write_text('{"perplexity": 12.5}')
-        assert run("report", *arguments, "--format", "json", "--evaluation", str(evaluation)).exit_code == 0
-        assert json.loads((tmp_path / "report.json").read_text())["evaluation"] == {"perplexity": 12.5}
+    def test_what_is_found_and_loaded(self, tmp_path: Path) -> None:
+        arguments = [*saved_model(tmp_path, "llama"), "--record", str(tmp_path / "record.txt")]
+        messages = run("calibrate", *arguments, "-v", "--json").stderr
+        for words in (
+            "4 key and value layers found: model.layers.0.self_attn.k_proj (key, 2 heads of 8, of Llama",
+            "read 6 windows of 12 tokens from",
+            "LlamaForCausalLM: ",
+            " parameters in float32 on cpu",
+            "calibrated: ",
+        ):
+            assert words in messages
+        quiet = run("calibrate", *arguments)
+        assert quiet.stderr.splitlines() == [
+            f"amct-pytorch: WARNING: record_file '{tmp_path}/record.txt' exists and will be overwritten"
+        ]
 
-    def test_what_is_refused(self, tmp_path: Path) -> None:
-        (tmp_path / "bad").write_text("nothing")
-        result = run("report", "--record", "none", "--counts", "none", "--evaluation", str(tmp_path / "bad"))
-        assert result.exit_code == 1
-        assert "is not JSON" in result.stderr
+    def test_help_has_examples_and_exit_codes(self) -> None:
+        commands = ["layers", "config", "calibrate", "evaluate", "recommend", "report", "completion"]
+        for command in commands:
+            text = run(command, "--help").stdout
+            assert f"\n  Example: amct-pytorch {command} " in text
+            assert max(map(len, text.splitlines())) <= 80

@@ -11,6 +11,7 @@ from amct_pytorch._core import LayerResult
 
 _GRANULARITIES = {"per_tensor": 0, "per_channel": 1, "per_head": 2}
 _OFFSETS = {"symmetric": False, "asymmetric": True}
+_QUERY_WEIGHTED = "query_weighted"
 # What a cache is called that stores keys or values as they are.
 UNQUANTIZED = "full"
 
@@ -22,8 +23,8 @@ class Candidate:
     Attributes
     ----------
     name : str
-        ``FORMAT[:GRANULARITY][:SEARCH][:symmetric]``; the format may be two, of keys and of values:
-        ``int8+int4``. ``full`` is no format: what is stored stays as it is.
+        ``FORMAT[:GRANULARITY][:SEARCH][:symmetric][:query_weighted]``; the format may be two, of keys and of
+        values: ``int8+int4``. ``full`` is no format: what is stored stays as it is.
     keys, values : dict or None
         Settings for `solve_counts`; None where they stay as they are.
     """
@@ -31,6 +32,13 @@ class Candidate:
     name: str
     keys: Mapping[str, Any] | None
     values: Mapping[str, Any] | None
+
+    @property
+    def query_weighted(self) -> bool:
+        """Whether it needs the weights of channels."""
+        return any(
+            settings is not None and settings[_QUERY_WEIGHTED] for settings in (self.keys, self.values)
+        )
 
     def solve(self, counts_file: str, roles: Mapping[str, str], heads: int | None) -> list[LayerResult]:
         """The factors of the layers that are quantized, from what a calibration saw per channel.
@@ -64,7 +72,11 @@ def parse_candidate(text: str) -> Candidate:
     names = formats.split("+")
     if len(names) not in (1, 2):
         raise ValueError(f"'{text}': one format is wanted, or two as KEYS+VALUES")
-    settings: dict[str, Any] = {"quant_granularity": _GRANULARITIES["per_channel"], "act_algo": "minmax"}
+    settings: dict[str, Any] = {
+        "quant_granularity": _GRANULARITIES["per_channel"],
+        "act_algo": "minmax",
+        _QUERY_WEIGHTED: False,
+    }
     for word in words:
         if word in _GRANULARITIES:
             settings["quant_granularity"] = _GRANULARITIES[word]
@@ -72,8 +84,10 @@ def parse_candidate(text: str) -> Candidate:
             settings["asymmetric"] = _OFFSETS[word]
         elif word in _core.algorithm_names():
             settings["act_algo"] = word
+        elif word == _QUERY_WEIGHTED:
+            settings[_QUERY_WEIGHTED] = True
         else:
-            known = [*_GRANULARITIES, *_core.algorithm_names(), *_OFFSETS]
+            known = [*_GRANULARITIES, *_core.algorithm_names(), *_OFFSETS, _QUERY_WEIGHTED]
             raise ValueError(f"'{text}': '{word}' is none of {', '.join(known)}")
     of_each = [_with_format(name, settings, text) for name in names]
     return Candidate(text.strip(), of_each[0], of_each[-1])

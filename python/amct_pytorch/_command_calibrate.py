@@ -29,6 +29,7 @@ from amct_pytorch._options import (
     LoadAs,
     MaxPosition,
     Model,
+    QueryWeighted,
     Seed,
     SequenceLength,
     SinkTokens,
@@ -60,6 +61,7 @@ def config(
     tap: TapOption = None,
     sink_tokens: SinkTokens = None,
     max_position: MaxPosition = None,
+    query_weighted: QueryWeighted = None,
     batches: Batches = None,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -72,7 +74,15 @@ def config(
       --granularity per_channel -o config.json
     """
     settings = Settings(
-        definition, algorithm, granularity, dst_type, symmetric, tap, sink_tokens, max_position
+        definition,
+        algorithm,
+        granularity,
+        dst_type,
+        symmetric,
+        tap,
+        sink_tokens,
+        max_position,
+        query_weighted,
     )
     files = _models.find_model(model, gguf)
     batch_num = settings.write_config(output, _models.skeleton(files), batches)
@@ -106,6 +116,7 @@ def calibrate(
     tap: TapOption = None,
     sink_tokens: SinkTokens = None,
     max_position: MaxPosition = None,
+    query_weighted: QueryWeighted = None,
     batches: Batches = None,
     batch_size: BatchSize = 1,
     sequence_length: SequenceLength = 512,
@@ -134,7 +145,15 @@ def calibrate(
     """
     source = Source(text, jsonl, token_ids)
     settings = Settings(
-        definition, algorithm, granularity, dst_type, symmetric, tap, sink_tokens, max_position
+        definition,
+        algorithm,
+        granularity,
+        dst_type,
+        symmetric,
+        tap,
+        sink_tokens,
+        max_position,
+        query_weighted,
     )
     asked = windows_asked(batches, num_tokens, batch_size * sequence_length, "--batches")
     if config is not None:

@@ -93,7 +93,7 @@ def evaluate(
         str | None,
         typer.Option(
             help="Settings to compare, with commas between, from one calibration: "
-            "FORMAT[:GRANULARITY][:SEARCH][:symmetric] A format may be KEYS+VALUES."
+            "FORMAT[:GRANULARITY][:SEARCH][:symmetric][:query_weighted] A format may be KEYS+VALUES."
         ),
     ] = None,
     gguf: Gguf = None,
@@ -141,7 +141,10 @@ def evaluate(
     )
     loaded, rows, calibration = inputs.read(model, gguf, sequence_length, seed, dtype, device)
     candidates: dict[str, Any] = {str(path): read_record(path) for path in record or ()}
-    with _counts_of(loaded, counts, calibration, batch_size, sink_tokens, max_position, device) as seen:
+    weighted = any(candidate.query_weighted for candidate in wanted)
+    with _counts_of(
+        loaded, counts, calibration, batch_size, sink_tokens, max_position, weighted, device
+    ) as seen:
         for candidate in wanted:
             candidates[candidate.name] = _solved(candidate, seen, find_kv_layers(loaded))
     with timed("evaluated"), progress("Evaluating", len(rows) * len(candidates)) as done:
@@ -196,7 +199,8 @@ def recommend(
     Example: amct-pytorch recommend --model DIR --text book.txt \
       --max-loss 0.5 --sink-tokens 4
     """
-    parsed = [parse_candidate(part).name for part in candidates.split(",")]
+    wanted = [parse_candidate(part) for part in candidates.split(",")]
+    weighted = any(candidate.query_weighted for candidate in wanted)
     inputs = _Inputs(
         source=Source(text, jsonl, token_ids),
         calibration=_calibration_source(calibration_text, calibration_jsonl),
@@ -212,14 +216,16 @@ def recommend(
 
     with (
         timed("recommended"),
-        _counts_of(loaded, counts, calibration, batch_size, sink_tokens, max_position, device) as seen,
+        _counts_of(
+            loaded, counts, calibration, batch_size, sink_tokens, max_position, weighted, device
+        ) as seen,
     ):
         found = recommend_for(
             loaded,
             rows,
             seen,
             max_loss=max_loss / 100,
-            candidates=parsed,
+            candidates=[candidate.name for candidate in wanted],
             sink_tokens=sink_tokens,
             recent_tokens=recent_tokens,
             progress=say,
@@ -308,6 +314,7 @@ def _counts_of(
     batch_size: int,
     sink_tokens: int | None,
     max_position: int | None,
+    query_weighted: bool,
     device: str,
 ) -> Iterator[str]:
     """A counts file: the one that is given, or one of a calibration per channel at the cache, if any."""
@@ -320,6 +327,7 @@ def _counts_of(
         tap=Tap.cache,
         sink_tokens=sink_tokens,
         max_position=max_position,
+        query_weighted=query_weighted,
     )
     with tempfile.TemporaryDirectory() as folder:
         config, record, path = (Path(folder) / name for name in ("config.json", "record.txt", "counts"))

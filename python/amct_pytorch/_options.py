@@ -129,6 +129,13 @@ MaxPosition = Annotated[
         min=0, help="Position that keys per channel at tap cache hold up to (default: the model's)."
     ),
 ]
+QueryWeighted = Annotated[
+    bool | None,
+    typer.Option(
+        "--query-weighted",
+        help="Weigh the channels of keys that share factors by the queries on them; at tap cache.",
+    ),
+]
 
 # What is said.
 Json = Annotated[bool, typer.Option("--json", help="Write JSON in place of text.")]

@@ -29,13 +29,14 @@ class Settings:
     tap: Tap | None = None
     sink_tokens: int | None = None
     max_position: int | None = None
+    query_weighted: bool | None = None
 
     def __post_init__(self) -> None:
         is_float = self.dst_type is not None and _core.find_grid(self.dst_type.value).is_float
         if is_float and self.symmetric is False:
             raise UsageError(f"{self.dst_type} has no offsets; leave out --asymmetric")
         if self.definition is not None:
-            may_be_given = {"definition", "tap", "sink_tokens", "max_position"}
+            may_be_given = {"definition", "tap", "sink_tokens", "max_position", "query_weighted"}
             self.refuse_given("--definition has settings", may_be_given)
 
     def refuse_given(self, reason: str, but: Collection[str] = (), **others: object) -> None:
@@ -96,6 +97,7 @@ class Settings:
             tap=None if self.tap is None else self.tap.value,
             max_position=self.max_position,
             sink_tokens=self.sink_tokens,
+            query_weighted=self.query_weighted,
         )
 
     @property

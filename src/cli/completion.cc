@@ -35,6 +35,7 @@ std::string words_of(const CLI::App& app) {
   return fmt::format("{}", fmt::join(words, " "));
 }
 
+/// In words that zsh understands as well.
 std::string bash(const CLI::App& program) {
   std::vector<std::string> commands;
   std::string cases;
@@ -44,23 +45,27 @@ std::string bash(const CLI::App& program) {
   }
   const std::string names = fmt::format("{}", fmt::join(commands, " "));
   return fmt::format(
-      "_amct() {{\n"
+      "_amct_bash() {{\n"
       "  local current=${{COMP_WORDS[COMP_CWORD]}} word words=\"{} {}\"\n"
-      "  for word in \"${{COMP_WORDS[@]:1:COMP_CWORD-1}}\"; do\n"
+      "  for word in \"${{COMP_WORDS[@]:1:$((COMP_CWORD-1))}}\"; do\n"
       "    case $word in\n{}    esac\n"
       "  done\n"
       "  COMPREPLY=()\n"
       "  if [[ $current == -* || $words == \"{} \"* ]]; then\n"
-      "    mapfile -t COMPREPLY < <(compgen -W \"$words\" -- \"$current\")\n"
+      "    COMPREPLY=( $(compgen -W \"$words\" -- \"$current\") )\n"
       "  fi\n"
       "}}\n"
-      "complete -o default -F _amct amct\n",
+      "complete -o default -F _amct_bash amct\n",
       names, words_of(program), cases, names);
 }
 
+/// As a file of $fpath it is the body of a function, which is to complete as well when it is first
+/// called.
 std::string zsh(const CLI::App& program) {
-  return fmt::format("#compdef amct\nautoload -U +X bashcompinit && bashcompinit\n{}",
-                     bash(program));
+  return fmt::format(
+      "#compdef amct\nautoload -U +X bashcompinit && bashcompinit\n{}"
+      "[[ $funcstack[1] == _amct ]] && _bash_complete -o default -F _amct_bash\n",
+      bash(program));
 }
 
 std::string fish(const CLI::App& program) {

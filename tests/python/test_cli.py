@@ -276,13 +276,14 @@ class TestConfig:
         )
         config = tmp_path / "made.json"
         options = ["--definition", definition, "--tap", "cache", "--sink-tokens", "4", "--max-position", "9"]
+        options.append("--query-weighted")
         result = run("config", "--model", folder, *options, "-o", config)
         assert result.exit_code == 0, result.stderr
         written = json.loads(config.read_text())
         assert written["batch_num"] == 5
         settings = written["model.layers.1.self_attn.k_proj"]["kv_data_quant_config"]
         wanted = {"act_algo": "mse", "quant_granularity": 1, "tap": "cache", "sink_tokens": 4}
-        assert settings.items() >= {**wanted, "max_position": 9}.items()
+        assert settings.items() >= {**wanted, "max_position": 9, "query_weighted": True}.items()
         assert "model.layers.0.self_attn.k_proj" not in written
         refused = run("config", "--model", folder, "--definition", definition, "--batches", "3")
         assert error_of(refused).startswith("--definition says how many batches")

@@ -27,6 +27,14 @@ class TestQuality:
         assert {line.split()[0] for line in lines[2:6]} == set(settings.split(","))
         assert lines[-1].startswith("33 tokens.")
 
+    def test_keys_weighed_by_queries(self, tmp_path: Path) -> None:
+        settings = ["int4:per_tensor:mse", "int4:per_tensor:mse:query_weighted"]
+        result = run("evaluate", *self._arguments(tmp_path), "--compare", ",".join(settings), "--json")
+        assert result.exit_code == 0, result.stderr
+        found = {one["name"]: one["kl"] for one in json.loads(result.stdout)["candidates"]}
+        assert set(found) == set(settings)
+        assert found[settings[0]] != found[settings[1]]
+
     def test_a_record_with_layers_as_json(self, tmp_path: Path) -> None:
         arguments = self._arguments(tmp_path)
         record = str(tmp_path / "record.txt")

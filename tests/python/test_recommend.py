@@ -83,11 +83,13 @@ def test_everything_nothing_or_some(
         ("int8+int4:kl", ("INT8", 1, "kl", True), ("INT4", 1, "kl", True)),
         ("fp8_e4m3:per_head", ("FP8_E4M3", 2, "minmax", False), ("FP8_E4M3", 2, "minmax", False)),
         ("full+int8", None, ("INT8", 1, "minmax", True)),
+        ("int8:per_head:query_weighted", ("INT8", 2, "minmax", True), ("INT8", 2, "minmax", True)),
     ],
 )
 def test_candidates(text: str, keys: tuple[object, ...] | None, values: tuple[object, ...] | None) -> None:
     candidate = parse_candidate(text)
     assert candidate.name == text
+    assert candidate.query_weighted == ("query_weighted" in text)
     for settings, wanted in ((candidate.keys, keys), (candidate.values, values)):
         found = settings and tuple(
             settings[key] for key in ("dst_type", "quant_granularity", "act_algo", "asymmetric")

@@ -28,6 +28,13 @@ CTEST_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
+# The library is compiled for the tests, for the package and again in every clone: the same sources to the same objects.
+ifneq ($(shell command -v ccache),)
+  export CMAKE_CXX_COMPILER_LAUNCHER ?= ccache
+  export CCACHE_BASEDIR ?= $(CURDIR)
+  export CCACHE_NOHASHDIR ?= 1
+endif
+
 BIN := $(abspath $(VENV))/bin
 venv = @scripts/venv.sh "$(VENV)" "$(PYTHON)"
 configure = "$(BIN)/cmake" -S . -G Ninja -DCMAKE_MAKE_PROGRAM="$(BIN)/ninja" -DAMCT_WERROR=$(WERROR) --log-level=WARNING

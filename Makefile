@@ -99,7 +99,7 @@ lint: system ## clang-format, clang-tidy, ruff, mypy
 # Without the command, which calls the library and takes long to compile.
 asan: system ## build the C++ tests with ASan and UBSan and run them
 	$(venv) build
-	@$(configure) -B build/asan -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1 -D_GLIBCXX_ASSERTIONS" \
+	@$(configure) -B build/asan -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-O0 -g1 -D_GLIBCXX_ASSERTIONS" \
 	  -DAMCT_SANITIZE=address,undefined -DAMCT_BUILD_CLI=OFF
 	@"$(BIN)/cmake" --build build/asan -j$(JOBS)
 	@echo "== C++ tests, ASan and UBSan"

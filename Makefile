@@ -75,7 +75,7 @@ test: system ## run the C++ tests (ctest), then the Python tests (pytest)
 	@echo "== C++ tests"
 	@"$(BIN)/ctest" --test-dir build/release $(ctest_args) | $(without_passed)
 	@echo "== Python tests"
-	@"$(BIN)/python" -m pytest $(PYTEST_ARGS)
+	@"$(BIN)/python" -m pytest --numprocesses=$(JOBS) --dist=loadfile $(PYTEST_ARGS)
 
 check: lint asan docs ## everything that CI runs beside `make test`
 

@@ -36,6 +36,11 @@ int fail(std::ostream& err, const std::string& message) {
   return static_cast<int>(Exit::kError);
 }
 
+int wrong_usage(std::ostream& err, const CLI::ParseError& error) {
+  err << "amct: " << printable(error.what()) << " (see amct --help)\n";
+  return static_cast<int>(Exit::kUsage);
+}
+
 }  // namespace
 
 int run(const std::vector<std::string>& arguments, std::ostream& out, std::ostream& err,
@@ -71,14 +76,16 @@ int run(const std::vector<std::string>& arguments, std::ostream& out, std::ostre
     err << "amct: " << printable(what) << " (see amct --help)\n";
     return static_cast<int>(Exit::kUsage);
   } catch (const CLI::ParseError& error) {
-    err << "amct: " << printable(error.what()) << " (see amct --help)\n";
-    return static_cast<int>(Exit::kUsage);
+    return wrong_usage(err, error);
   }
   try {
     const Exit code = action(context);
     out.flush();
     if (!out) return fail(err, "the output cannot be written");
     return static_cast<int>(code);
+  } catch (const CLI::ParseError& error) {  // what only a file can tell
+    context.end_progress();
+    return wrong_usage(err, error);
   } catch (const Error& error) {
     context.end_progress();
     return fail(err, error.what());

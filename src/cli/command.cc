@@ -87,12 +87,33 @@ OptionValue option_value(const std::string& text) {
   return text;
 }
 
-std::int64_t granularity_number(const std::string& word) {
-  if (word == "per_tensor" || word == "0") return 0;
-  if (word == "per_channel" || word == "1") return 1;
-  if (word == "per_head" || word == "2") return 2;
-  throw CLI::ValidationError("--granularity",
-                             "must be per_tensor, per_channel or per_head, not " + word);
+CLI::Validator one_of(const std::vector<std::string>& words) {
+  const auto take = [words](std::string& given) -> std::string {
+    std::vector<std::string> lower;
+    for (const std::string& word : words) lower.push_back(CLI::detail::to_lower(word));
+    const auto place_of = [&](const std::string& word) {
+      return static_cast<std::size_t>(std::ranges::find(lower, word) - lower.begin());
+    };
+    const std::string wanted = CLI::detail::to_lower(given);
+    if (const std::size_t at = place_of(wanted); at < words.size()) {
+      given = words[at];
+      return {};
+    }
+    std::string problem = fmt::format("must be one of {}, not '{}'", fmt::join(words, ", "), given);
+    if (const std::size_t at = place_of(closest_match(wanted, lower)); at < words.size())
+      problem += fmt::format("; did you mean '{}'?", words[at]);
+    return problem;
+  };
+  // Help shows the description, and words_taken_by finds the words in it.
+  return {take, fmt::format("{{{}}}", fmt::join(words, ","))};
+}
+
+std::vector<std::string> words_taken_by(const CLI::Option& option) {
+  const std::string type = option.get_type_name();
+  const std::size_t begin = type.find('{');
+  const std::size_t end = type.find('}', begin);
+  if (begin == std::string::npos || end == std::string::npos) return {};
+  return CLI::detail::split(type.substr(begin + 1, end - begin - 1), ',');
 }
 
 }  // namespace amct::cli

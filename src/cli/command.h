@@ -56,8 +56,10 @@ std::string printable(std::string_view text);
 /// A number as a setting of the configuration file: true, 4, 0.99, [0.7, 1.3] or a word.
 OptionValue option_value(const std::string& text);
 
-/// "per_tensor" (or "0") and so on as the number of the configuration file. Throws CLI::
-/// ValidationError.
-std::int64_t granularity_number(const std::string& word);
+/// Takes one of `words`, in letters of either case, and makes it the word as it stands there; for
+/// Option::transform.
+CLI::Validator one_of(const std::vector<std::string>& words);
+/// The words that an option takes by one_of; none where it takes others.
+std::vector<std::string> words_taken_by(const CLI::Option& option);
 
 }  // namespace amct::cli

@@ -98,7 +98,10 @@ void append_options(std::string& page, const CLI::App& app) {
     const std::vector<std::string> flags = flags_of(*option);
     const std::string names =
         flags.empty() ? option->get_name() : fmt::format("{}", fmt::join(flags, ", "));
-    page += fmt::format("| `{}` | {} |\n", names, option->get_description());
+    page += fmt::format("| `{}` | {}", names, option->get_description());
+    const std::vector<std::string> words = words_taken_by(*option);
+    if (!words.empty()) page += fmt::format(" One of {}.", fmt::join(words, ", "));
+    page += " |\n";
   }
 }
 
@@ -127,9 +130,9 @@ void add_completion(CLI::App& program, const OnParsed& on_parsed) {
   command.footer(
       "\nExample: amct completion bash > ~/.local/share/bash-completion/completions/amct");
   const auto shell = std::make_shared<std::string>();
-  command.add_option("SHELL", *shell, "bash, zsh or fish.")
+  command.add_option("SHELL", *shell, "The shell.")
       ->required()
-      ->check(CLI::IsMember({"bash", "zsh", "fish"}));
+      ->transform(one_of({"bash", "zsh", "fish"}));
   command.callback([&program, shell, on_parsed] {
     on_parsed([&program, shell = *shell](const Context& context) {
       if (shell == "bash") context.out << bash(program);

@@ -8,6 +8,7 @@
 #include <optional>
 #include <ostream>
 #include <string>
+#include <vector>
 
 #include "cli/command.h"
 
@@ -35,10 +36,9 @@ std::optional<DType> dtype_of(const std::string& name) {
   return std::nullopt;
 }
 
-std::string runtime_names() {
-  std::string names;
-  for (const Runtime& runtime : runtimes())
-    names += (names.empty() ? "" : ", ") + std::string(runtime.name);
+std::vector<std::string> runtime_names() {
+  std::vector<std::string> names;
+  for (const Runtime& runtime : runtimes()) names.emplace_back(runtime.name);
   return names;
 }
 
@@ -50,8 +50,8 @@ void add_model_options(CLI::App& command, ModelArguments& given) {
       .add_option("--head-dim", given.head_dim,
                   "Channels of a head, where no checkpoint tells them.")
       ->check(CLI::PositiveNumber);
-  command.add_option("--dtype", given.dtype, "Type of the model: float32, float16 or bfloat16.")
-      ->check(CLI::IsMember({"float32", "float16", "bfloat16"}));
+  command.add_option("--dtype", given.dtype, "Type of the model.")
+      ->transform(one_of({"float32", "float16", "bfloat16"}));
   command.add_option("--ranks", given.ranks, "Size of the tensor parallelism.")
       ->check(CLI::PositiveNumber);
 }
@@ -77,7 +77,9 @@ void add_export(CLI::App& program, const OnParsed& on_parsed) {
   };
   const auto given = std::make_shared<Arguments>();
   command.add_option("RECORD", given->record, "A record.")->required();
-  command.add_option("--to", given->model.runtime, "Runtime: " + runtime_names() + ".")->required();
+  command.add_option("--to", given->model.runtime, "Runtime.")
+      ->required()
+      ->transform(one_of(runtime_names()));
   command.add_option(
       "-o,--output", given->output,
       "File or folder to write; without it the checkpoint of --model gets what it lacks.");
@@ -116,7 +118,9 @@ void add_verify(CLI::App& program, const OnParsed& on_parsed) {
   };
   const auto given = std::make_shared<Arguments>();
   command.add_option("PATH", given->path, "What was exported: a file or a folder.")->required();
-  command.add_option("--as", given->model.runtime, "Runtime: " + runtime_names() + ".")->required();
+  command.add_option("--as", given->model.runtime, "Runtime.")
+      ->required()
+      ->transform(one_of(runtime_names()));
   command.add_option("--record", given->record, "The record it was made from, to compare with.");
   command.add_option("--layers", given->layers, "Layers with a cache, where nothing tells them.")
       ->check(CLI::PositiveNumber);

@@ -6,11 +6,17 @@
 #include "amct/search/search.h"
 #include "amct/session/counts_file.h"
 
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <ostream>
 #include <string>
+#include <string_view>
 #include <utility>
+#include <vector>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -35,26 +41,60 @@ struct Arguments {
   std::vector<std::string> settings;  // key=value
 };
 
+/// What says which values were counted, and cannot be changed behind that. Weights of queries are
+/// kept beside the counts, so they can be left out.
+constexpr std::array<std::string_view, 6> kObserved{"tap",          "role",         "slice",
+                                                    "slice_groups", "max_position", "sink_tokens"};
+
+/// Granularities by their number in the configuration file.
+const std::vector<std::string> kGranularities{"per_tensor", "per_channel", "per_head"};
+
 Changes changes_of(const Arguments& given) {
+  const bool per_head = given.granularity == "per_head";
+  if (per_head && given.heads == 0)
+    throw CLI::ValidationError("--granularity", "per_head needs --heads, the number of heads");
+  if (!per_head && given.heads > 0)
+    throw CLI::ValidationError("--heads", "is for --granularity per_head");
   Changes changes;
   if (!given.algorithm.empty()) changes.emplace_back("act_algo", given.algorithm);
   if (!given.dst_type.empty()) changes.emplace_back("dst_type", given.dst_type);
   if (!given.granularity.empty())
-    changes.emplace_back("quant_granularity", granularity_number(given.granularity));
+    changes.emplace_back("quant_granularity", std::ranges::find(kGranularities, given.granularity) -
+                                                  kGranularities.begin());
   if (given.heads > 0) changes.emplace_back("head_num", given.heads);
   if (given.symmetric || given.asymmetric) changes.emplace_back("asymmetric", given.asymmetric);
   for (const std::string& setting : given.settings) {
     const std::size_t equals = setting.find('=');
     if (equals == std::string::npos || equals == 0)
       throw CLI::ValidationError("--set", "must be KEY=VALUE, not " + setting);
-    changes.emplace_back(setting.substr(0, equals), option_value(setting.substr(equals + 1)));
+    const std::string key = setting.substr(0, equals);
+    if (std::ranges::find(kObserved, key) != kObserved.end()) {
+      throw CLI::ValidationError(
+          "--set", key +
+                       " says what is observed, and the counts were observed as they are; "
+                       "calibrate again to change it");
+    }
+    changes.emplace_back(key, option_value(setting.substr(equals + 1)));
   }
   return changes;
+}
+
+/// Settings that no layer can have are a wrong command line. Layers mostly have the same ones, so
+/// the first tells.
+void check_changes(const std::string& counts, const Changes& changes) {
+  const std::optional<LayerCounts> layer = CountsReader(counts).next();
+  if (!layer) return;
+  try {
+    with_settings(layer->config, changes, algorithm_catalog());
+  } catch (const ValueError& error) {
+    throw CLI::ValidationError(error.what());
+  }
 }
 
 Exit solve(const std::string& counts, const std::string& record, const Changes& changes,
            const Context& context) {
   if (!record.empty()) check_output_path(record);
+  if (!changes.empty()) check_changes(counts, changes);
   context.progress("searching");
   const std::vector<LayerResult> results = solve_counts(counts, changes);
   context.end_progress();
@@ -99,16 +139,15 @@ Exit solve(const std::string& counts, const std::string& record, const Changes& 
   return Exit::kOk;
 }
 
-std::string joined_names() {
-  std::string names;
-  for (const Algorithm& algorithm : algorithms())
-    names += (names.empty() ? "" : ", ") + algorithm.spec.name;
+std::vector<std::string> algorithm_names() {
+  std::vector<std::string> names;
+  for (const Algorithm& algorithm : algorithms()) names.push_back(algorithm.spec.name);
   return names;
 }
 
-std::string joined_grids() {
-  std::string names;
-  for (const Grid& grid : grids()) names += (names.empty() ? "" : ", ") + std::string(grid.name);
+std::vector<std::string> grid_names() {
+  std::vector<std::string> names;
+  for (const Grid& grid : grids()) names.emplace_back(grid.name);
   return names;
 }
 
@@ -124,13 +163,18 @@ void add_solve(CLI::App& program, const OnParsed& on_parsed) {
       "Example: amct solve all.counts -o int4.txt --algorithm mse --dst-type INT4\n"
       "Example: amct solve all.counts -o fp8.txt --dst-type FP8_E4M3 --granularity per_tensor");
   const auto given = std::make_shared<Arguments>();
+  const std::map<std::string, std::string> numbers{
+      {"0", kGranularities[0]}, {"1", kGranularities[1]}, {"2", kGranularities[2]}};
   command.add_option("COUNTS", given->counts, "Counts file.")->required();
   command.add_option("-o,--record", given->record,
                      "Record to write; without it the result is shown.");
-  command.add_option("--algorithm", given->algorithm, "Search: " + joined_names() + ".");
-  command.add_option("--dst-type", given->dst_type,
-                     "What the cache stores: " + joined_grids() + ".");
-  command.add_option("--granularity", given->granularity, "per_tensor, per_channel or per_head.");
+  command.add_option("--algorithm", given->algorithm, "Search.")
+      ->transform(one_of(algorithm_names()));
+  command.add_option("--dst-type", given->dst_type, "What the cache stores.")
+      ->transform(one_of(grid_names()));
+  command.add_option("--granularity", given->granularity, "What has a factor of its own.")
+      ->transform(one_of(kGranularities))
+      ->transform(CLI::Transformer(numbers).description(""));
   command.add_option("--heads", given->heads, "Heads, for factors per head.")
       ->check(CLI::PositiveNumber);
   CLI::Option* symmetric =

@@ -172,7 +172,6 @@ TEST_F(CliTest, AnExportSaysThatNoRuntimeKeepsTheFirstTokens) {
 TEST_F(CliTest, WhatARuntimeCannotSayIsRefusedWithWhatItCan) {
   expect_error({"export", record, "--to", "lmdeploy", "-o", other}, Exit::kError,
                "amct solve COUNTS");
-  expect_error({"export", record, "--to", "nobody", "-o", other}, Exit::kError, "lmdeploy");
 }
 
 TEST_F(CliTest, ErrorsAreOneLineThatSaysWhatToDo) {
@@ -186,11 +185,43 @@ TEST_F(CliTest, ErrorsAreOneLineThatSaysWhatToDo) {
   expect_error({"inspect", folder / "none"}, Exit::kError, "No such file");
   expect_error({"solve", record}, Exit::kError, "not a counts file");
   expect_error({"solve", counts, "-o", folder.path()}, Exit::kError, "folder");
-  expect_error({"solve", counts, "--algorithm", "mze"}, Exit::kError, "did you mean 'mse'?");
-  expect_error({"solve", counts, "--dst-type", "FP8_E4M3", "--algorithm", "hfmg"}, Exit::kError,
-               "evenly spread");
+  expect_error({"solve", counts, "--granularity", "per_tensor", "--set", "percentile=0.9"},
+               Exit::kUsage, "but this is 'ifmr'");
   support::write_file(other, "not a record");
   expect_error({"diff", record, other}, Exit::kError, "line 1");
+}
+
+TEST_F(CliTest, WordsThatAreNotKnownAreAWrongCommandLine) {
+  expect_error({"export", record, "--to", "vlm", "-o", other}, Exit::kUsage, "mean 'vllm'?");
+  expect_error({"verify", record, "--as", "nobody"}, Exit::kUsage, "lmdeploy");
+  expect_error({"export", record, "--to", "json", "--dtype", "int8"}, Exit::kUsage, "bfloat16");
+  expect_error({"solve", counts, "--algorithm", "mze"}, Exit::kUsage, "did you mean 'mse'?");
+  expect_error({"solve", counts, "--dst-type", "fp8_e4m3x"}, Exit::kUsage, "mean 'FP8_E4M3'?");
+  expect_error({"solve", counts, "--set", "nonsense=2"}, Exit::kUsage, "unknown key 'nonsense'");
+  expect_error({"solve", counts, "--set", "quant_granularity=7"}, Exit::kUsage, "not 7");
+  expect_error({"solve", counts, "--heads", "2"}, Exit::kUsage, "--granularity per_head");
+  expect_error({"solve", counts, "--granularity", "per_head"}, Exit::kUsage, "needs --heads");
+  expect_error({"solve", counts, "--dst-type", "FP8_E4M3", "--algorithm", "hfmg"}, Exit::kUsage,
+               "evenly spread");
+}
+
+TEST_F(CliTest, WordsAreTakenInLettersOfEitherCase) {
+  const Result result = call({"solve", counts, "--dst-type", "fp8_e4m3", "--granularity", "0",
+                              "--algorithm", "MSE", "--json"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  const Json layer = Json::parse(result.out)["layers"][0];
+  EXPECT_EQ(layer["dst_type"], "FP8_E4M3");
+  EXPECT_EQ(layer["granularity"], "per_tensor");
+  EXPECT_EQ(layer["act_algo"], "mse");
+}
+
+TEST_F(CliTest, SolveCannotChangeWhatWasObserved) {
+  for (const char* setting : {"tap=cache", "role=key", "slice=[0,4]", "slice_groups=2",
+                              "max_position=9", "sink_tokens=4"})
+    expect_error({"solve", counts, "-o", other, "--set", setting}, Exit::kUsage, "calibrate again");
+  EXPECT_EQ(folder.names(), (Arguments{"all.counts", "record.txt"}));
+  const Result weighted = call({"solve", counts, "--set", "query_weighted=false"});
+  EXPECT_EQ(weighted.code, 0) << weighted.err;
 }
 
 TEST_F(CliTest, HelpAndVersion) {

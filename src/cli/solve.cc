@@ -46,8 +46,8 @@ struct Arguments {
 constexpr std::array<std::string_view, 6> kObserved{"tap",          "role",         "slice",
                                                     "slice_groups", "max_position", "sink_tokens"};
 
-/// Granularities by their number in the configuration file.
-const std::vector<std::string> kGranularities{"per_tensor", "per_channel", "per_head"};
+/// By their number in the configuration file.
+std::vector<std::string> granularity_names() { return {"per_tensor", "per_channel", "per_head"}; }
 
 Changes changes_of(const Arguments& given) {
   const bool per_head = given.granularity == "per_head";
@@ -58,9 +58,11 @@ Changes changes_of(const Arguments& given) {
   Changes changes;
   if (!given.algorithm.empty()) changes.emplace_back("act_algo", given.algorithm);
   if (!given.dst_type.empty()) changes.emplace_back("dst_type", given.dst_type);
-  if (!given.granularity.empty())
-    changes.emplace_back("quant_granularity", std::ranges::find(kGranularities, given.granularity) -
-                                                  kGranularities.begin());
+  if (!given.granularity.empty()) {
+    const std::vector<std::string> names = granularity_names();
+    changes.emplace_back("quant_granularity",
+                         std::ranges::find(names, given.granularity) - names.begin());
+  }
   if (given.heads > 0) changes.emplace_back("head_num", given.heads);
   if (given.symmetric || given.asymmetric) changes.emplace_back("asymmetric", given.asymmetric);
   for (const std::string& setting : given.settings) {
@@ -163,8 +165,9 @@ void add_solve(CLI::App& program, const OnParsed& on_parsed) {
       "Example: amct solve all.counts -o int4.txt --algorithm mse --dst-type INT4\n"
       "Example: amct solve all.counts -o fp8.txt --dst-type FP8_E4M3 --granularity per_tensor");
   const auto given = std::make_shared<Arguments>();
+  const std::vector<std::string> granularities = granularity_names();
   const std::map<std::string, std::string> numbers{
-      {"0", kGranularities[0]}, {"1", kGranularities[1]}, {"2", kGranularities[2]}};
+      {"0", granularities[0]}, {"1", granularities[1]}, {"2", granularities[2]}};
   command.add_option("COUNTS", given->counts, "Counts file.")->required();
   command.add_option("-o,--record", given->record,
                      "Record to write; without it the result is shown.");
@@ -173,7 +176,7 @@ void add_solve(CLI::App& program, const OnParsed& on_parsed) {
   command.add_option("--dst-type", given->dst_type, "What the cache stores.")
       ->transform(one_of(grid_names()));
   command.add_option("--granularity", given->granularity, "What has a factor of its own.")
-      ->transform(one_of(kGranularities))
+      ->transform(one_of(granularities))
       ->transform(CLI::Transformer(numbers).description(""));
   command.add_option("--heads", given->heads, "Heads, for factors per head.")
       ->check(CLI::PositiveNumber);

@@ -12,6 +12,8 @@ from amct_pytorch._core import LayerResult
 _GRANULARITIES = {"per_tensor": 0, "per_channel": 1, "per_head": 2}
 _OFFSETS = {"symmetric": False, "asymmetric": True}
 _QUERY_WEIGHTED = "query_weighted"
+# Words of which one can be said.
+_KINDS = (tuple(_GRANULARITIES), tuple(_core.algorithm_names()), tuple(_OFFSETS))
 # What a cache is called that stores keys or values as they are.
 UNQUANTIZED = "full"
 
@@ -40,7 +42,13 @@ class Candidate:
             settings is not None and settings[_QUERY_WEIGHTED] for settings in (self.keys, self.values)
         )
 
-    def solve(self, counts_file: str, roles: Mapping[str, str], heads: int | None) -> list[LayerResult]:
+    def solve(
+        self,
+        counts_file: str,
+        roles: Mapping[str, str],
+        heads: int | None,
+        sink_tokens: int | None = None,
+    ) -> list[LayerResult]:
         """The factors of the layers that are quantized, from what a calibration saw per channel.
 
         Parameters
@@ -51,6 +59,13 @@ class Candidate:
             'key' or 'value' by layer.
         heads : int or None
             Heads of the cache, for factors per head.
+        sink_tokens : int, optional
+            What the factors are to say of first tokens; without it what the counts say.
+
+        Raises
+        ------
+        ValueError
+            The counts are of another model, or the settings do not fit them.
         """
         found: dict[str, LayerResult] = {}
         for settings, role in ((self.keys, "key"), (self.values, "value")):
@@ -59,8 +74,15 @@ class Candidate:
             given = dict(settings)
             if given.get("quant_granularity") == _GRANULARITIES["per_head"] and heads is not None:
                 given["head_num"] = heads
+            if sink_tokens is not None:
+                given["sink_tokens"] = sink_tokens
             both = self.keys == self.values
             for result in _core.solve_counts(counts_file, given):
+                if result.name not in roles:
+                    raise ValueError(
+                        f"{counts_file}: the counts are of another model; this one has no layer "
+                        f"'{result.name}'"
+                    )
                 if both or roles.get(result.name) == role:
                     found[result.name] = result
         return [found[name] for name in roles if name in found]
@@ -77,6 +99,11 @@ def parse_candidate(text: str) -> Candidate:
         "act_algo": "minmax",
         _QUERY_WEIGHTED: False,
     }
+    kinds = [next((kind for kind in _KINDS if word in kind), (word,)) for word in words]
+    for kind in kinds:
+        if kinds.count(kind) > 1:
+            both = [word for word in words if word in kind]
+            raise ValueError(f"'{text}': '{both[0]}' and '{both[1]}' do not go together; leave one out")
     for word in words:
         if word in _GRANULARITIES:
             settings["quant_granularity"] = _GRANULARITIES[word]

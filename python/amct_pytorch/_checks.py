@@ -28,6 +28,14 @@ def require_path(name: str, value: Any) -> str:
     return path
 
 
+def require_tokens(name: str, value: Any) -> int:
+    """Return `value`, or raise TypeError unless it is an int, ValueError unless it is a number of tokens."""
+    count = require_type(name, value, int)
+    if isinstance(value, bool) or count < 0:
+        raise ValueError(f"{name} must be a number of tokens, 0 or more, not {value}")
+    return count
+
+
 def require_memory_budget(value: Any) -> int:
     """Return `value`, or raise TypeError unless it is an int, ValueError unless it is a number of bytes."""
     if isinstance(value, bool):

@@ -12,7 +12,7 @@ import torch
 import typer
 
 from amct_pytorch import _models
-from amct_pytorch._command import echo_json, progress, table, timed, with_errors_in_a_line
+from amct_pytorch._command import InputError, echo_json, progress, table, timed, with_errors_in_a_line
 from amct_pytorch._core import read_config
 from amct_pytorch._data import Source, read_windows, windows_asked
 from amct_pytorch._options import (
@@ -171,6 +171,10 @@ def calibrate(
         _models.check_token_ids(torch.cat(rows), without_weights)
         loaded = _models.load(files, without_weights, dtype.value, device)
         run = observe(loaded, config, record, counts, rows, batch_size, device)
+    if not run.results():
+        raise InputError(
+            "no layer was reached by a token that counts; give longer windows, or fewer sink tokens"
+        )
     _show(run, record, as_json)
 
 

@@ -16,9 +16,19 @@ import typer
 
 from amct_pytorch import _models
 from amct_pytorch._candidates import Candidate, parse_candidate
-from amct_pytorch._command import UsageError, echo_json, progress, table, timed, with_errors_in_a_line
+from amct_pytorch._command import (
+    InputError,
+    UsageError,
+    echo_json,
+    progress,
+    say_error,
+    table,
+    timed,
+    with_errors_in_a_line,
+)
 from amct_pytorch._command_calibrate import observe
 from amct_pytorch._data import Source, read_apart, windows_asked
+from amct_pytorch._log import logger
 from amct_pytorch._options import (
     Algorithm,
     BatchSize,
@@ -41,9 +51,9 @@ from amct_pytorch._settings import Settings
 from amct_pytorch.discovery import KVLayer, find_kv_layers
 from amct_pytorch.evaluation import Evaluation, Quality
 from amct_pytorch.evaluation import evaluate as evaluate_model
-from amct_pytorch.recommend import DEFAULT_CANDIDATES
+from amct_pytorch.recommend import DEFAULT_CANDIDATES, Recommendation
 from amct_pytorch.recommend import recommend as recommend_for
-from amct_pytorch.record import factors_of, read_record
+from amct_pytorch.record import KVFactors, factors_of, read_record
 
 CalibrationText = Annotated[
     Path | None,
@@ -131,7 +141,7 @@ def evaluate(
     """
     if not record and compare is None:
         raise UsageError("name what to evaluate: --record FILE, or --compare SETTINGS")
-    wanted = [] if compare is None else [parse_candidate(part) for part in compare.split(",")]
+    wanted = [] if compare is None else _candidates_in(compare)
     inputs = _Inputs(
         source=Source(text, jsonl, token_ids),
         calibration=_calibration_source(calibration_text, calibration_jsonl),
@@ -140,7 +150,7 @@ def evaluate(
         calibrates=bool(wanted) and counts is None,
     )
     loaded, rows, calibration = inputs.read(model, gguf, sequence_length, seed, dtype, device)
-    candidates: dict[str, Any] = {str(path): read_record(path) for path in record or ()}
+    candidates: dict[str, Any] = {str(path): _factors_in(path, loaded) for path in record or ()}
     weighted = any(candidate.query_weighted for candidate in wanted)
     with _counts_of(
         loaded, counts, calibration, batch_size, sink_tokens, max_position, weighted, device
@@ -199,7 +209,9 @@ def recommend(
     Example: amct-pytorch recommend --model DIR --text book.txt \
       --max-loss 0.5 --sink-tokens 4
     """
-    wanted = [parse_candidate(part) for part in candidates.split(",")]
+    if not 0 <= max_loss < math.inf:
+        raise UsageError(f"--max-loss must be a percentage, 0 or more, not {max_loss}")
+    wanted = _candidates_in(candidates)
     weighted = any(candidate.query_weighted for candidate in wanted)
     inputs = _Inputs(
         source=Source(text, jsonl, token_ids),
@@ -243,7 +255,14 @@ def recommend(
                 "tried": [dataclasses.asdict(quality) for quality in found.tried],
             }
         )
-        return
+    else:
+        _show_recommendation(found, record, recent_tokens)
+    if found.quality is None:
+        say_error(f"no setting keeps the loss of {max_loss:g}%; all layers stay as they are")
+        raise typer.Exit(3)
+
+
+def _show_recommendation(found: Recommendation, record: Path, recent_tokens: int) -> None:
     typer.echo(table([_HEADER, *(_row(quality) for quality in found.tried)]))
     counted: dict[str, int] = {}
     for setting in found.settings.values():
@@ -251,6 +270,36 @@ def recommend(
     mixture = ", ".join(f"{count} layers {setting}" for setting, count in counted.items())
     typer.echo(f"\nRecommended: {mixture}")
     typer.echo(f"{record}: {len(found.results)} layers")
+    if recent_tokens > 0:
+        typer.echo(
+            f"The cache must keep the tokens that no record can tell of: recent_tokens={recent_tokens}"
+        )
+
+
+def _candidates_in(text: str) -> list[Candidate]:
+    """The settings between commas."""
+    try:
+        return [parse_candidate(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _factors_in(record: Path, model: torch.nn.Module) -> dict[str, KVFactors]:
+    """The factors of a record, which may leave layers of the model unquantized, but not all."""
+    factors = read_record(record)
+    layers = [layer.name for layer in find_kv_layers(model)]
+    missing = [name for name in layers if name not in factors]
+    if len(missing) == len(layers):
+        raise InputError(f"'{record}' has no factors of this model's layers; calibrate it")
+    if missing:
+        logger.warning(
+            "'%s' has no factors of %d of %d layers, which stay unquantized, the first '%s'",
+            record,
+            len(missing),
+            len(layers),
+            missing[0],
+        )
+    return factors
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,7 +38,10 @@ class Source:
 
     def __post_init__(self) -> None:
         if len(self._named) != 1:
-            raise UsageError("one of --text, --jsonl and --token-ids is needed")
+            which = "one of --text, --jsonl and --token-ids"
+            raise UsageError(
+                f"{which} is enough; leave the others out" if self._named else f"{which} is needed"
+            )
 
     def __str__(self) -> str:
         return str(self._named[0])
@@ -157,7 +160,9 @@ def _ids_of_json(path: Path) -> list[int]:
         ids = json.loads(_content(path))
     except json.JSONDecodeError as error:
         raise InputError(f"'{path}' is not JSON: {error}") from error
-    if not isinstance(ids, list) or not all(type(token) is int for token in ids):
+    except RecursionError as error:
+        raise InputError(f"'{path}' is nested too deeply to be a list of token ids: [1, 2, 3]") from error
+    if not isinstance(ids, list) or not all(type(token) is int and abs(token) < 2**63 for token in ids):
         raise InputError(f"'{path}' must hold a JSON list of token ids: [1, 2, 3]")
     return ids
 

@@ -80,11 +80,17 @@ class LayerProbe:
         A decoder.
     factors : mapping of str to KVFactors
         A record of it.
+    sink_tokens : int or None
+        First tokens of a window that are stored as they are; None: as many as the record says.
     """
 
-    def __init__(self, model: torch.nn.Module, factors: Mapping[str, KVFactors]) -> None:
+    def __init__(
+        self, model: torch.nn.Module, factors: Mapping[str, KVFactors], sink_tokens: int | None = None
+    ) -> None:
         self._model = model
         self._factors = factors
+        recorded = max((of_one.sink_tokens for of_one in factors.values()), default=0)
+        self._sink_tokens = recorded if sink_tokens is None else sink_tokens
         self._layers = find_kv_layers(model)
         self._stored: dict[str, _Sums] = {}
         self._attention: dict[str, _Sums] = {}
@@ -152,7 +158,10 @@ class LayerProbe:
         layer = next(layer for layer in self._layers if layer.name == name)
         channels = stored_channels(self._model.get_submodule(layer.module), layer.slice)
         copies = copies_of_heads(states, name, channels)
-        tokens_first = states[:, ::copies].transpose(1, 2)  # [batch, tokens, heads, head_dim]
+        coded = states[:, ::copies, self._sink_tokens :]
+        if coded.numel() == 0:
+            return
+        tokens_first = coded.transpose(1, 2)  # [batch, tokens, heads, head_dim]
         rows, factors = tokens_first.flatten(0, 1), self._factors[name]
         flat = rows.flatten(1)
         stored = fake_quantize(flat.float(), factors).view(rows.shape)

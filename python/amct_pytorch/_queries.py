@@ -17,6 +17,10 @@ _STEPS = 2.0**16
 _MOST = 2.0**40
 
 
+# Where an attention module keeps what is called back: whoever drops the module drops the rest with it.
+_ON_QUERIES = "_amct_on_queries"
+
+
 class QueryWatch:
     """Calls back with the queries of an attention module, while it is there.
 
@@ -32,55 +36,62 @@ class QueryWatch:
     """
 
     def __init__(self, attention: torch.nn.Module, on_queries: Callable[[torch.Tensor], None]) -> None:
-        self._attention = attention
-        _watched.add(attention, outside_graphs(on_queries))
+        self._attention = weakref.ref(attention)
+        attention.__dict__[_ON_QUERIES] = outside_graphs(on_queries)
+        _watchers.begin()
+        # Also where the module goes without the watch being removed.
+        self._at_end = weakref.finalize(attention, _watchers.end)
 
     def remove(self) -> None:
         """Watch no more."""
-        _watched.remove(self._attention)
+        attention = self._attention()
+        if attention is not None:
+            attention.__dict__.pop(_ON_QUERIES, None)
+        self._at_end()
 
 
-class _Watched:
-    """The modules that are watched; transformers' own is changed while there are any."""
+class _Watchers:
+    """How many watches there are; transformers' own is changed while there are any."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._callbacks: weakref.WeakKeyDictionary[torch.nn.Module, Callable[[torch.Tensor], None]] = (
-            weakref.WeakKeyDictionary()
-        )
+        # The end of a module may come wherever memory is taken, in this class, too.
+        self._lock = threading.RLock()
+        self._count = 0
         self._functions: Any = None
 
-    def add(self, module: torch.nn.Module, callback: Callable[[torch.Tensor], None]) -> None:
+    def begin(self) -> None:
         with self._lock:
+            self._count += 1
             if self._functions is None:
                 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
                 functions: Any = ALL_ATTENTION_FUNCTIONS
-                functions.get_interface = functools.partial(self._watching, functions.get_interface)
+                functions.get_interface = functools.partial(_watched, functions.get_interface)
                 self._functions = functions
-            self._callbacks[module] = callback
 
-    def remove(self, module: torch.nn.Module) -> None:
+    def end(self) -> None:
         with self._lock:
-            self._callbacks.pop(module, None)
-            if self._functions is not None and not self._callbacks:
+            self._count -= 1
+            if self._count == 0:
                 del self._functions.get_interface
                 self._functions = None
 
-    def _watching(self, get_interface: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        function = get_interface(*args, **kwargs)
 
-        @functools.wraps(function)
-        def attention(module: torch.nn.Module, query: torch.Tensor, *more: Any, **others: Any) -> Any:
-            callback = self._callbacks.get(module)
-            if callback is not None:
-                callback(query)
-            return function(module, query, *more, **others)
-
-        return attention
+_watchers = _Watchers()
 
 
-_watched = _Watched()
+def _watched(get_interface: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The function of attention that transformers' own `get_interface` gives, which shows queries first."""
+    function = get_interface(*args, **kwargs)
+
+    @functools.wraps(function)
+    def attention(module: torch.nn.Module, query: torch.Tensor, *more: Any, **others: Any) -> Any:
+        on_queries = module.__dict__.get(_ON_QUERIES)
+        if on_queries is not None:
+            on_queries(query)
+        return function(module, query, *more, **others)
+
+    return attention
 
 
 def squares_of(queries: torch.Tensor, heads: int, rows: torch.Tensor | None) -> torch.Tensor:

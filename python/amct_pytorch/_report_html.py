@@ -21,9 +21,12 @@ from amct_pytorch._report_text import CANDIDATE_COLUMNS, MOST_NAMED, measured_of
 from amct_pytorch._report_verdict import (
     CLIPPED_BAD,
     CLIPPED_LOOK,
+    LOSS_BAD,
+    LOSS_LOOK,
     OTHER_SQNR_LIMITS,
     OUTLIER_RATIO,
     number_of,
+    own_candidate,
     sqnr_limits,
 )
 
@@ -70,6 +73,8 @@ def render(report: Report) -> str:
             roles={layer.role or "other" for layer in report.layers if layer.quality},
             limits=_limits(report),
             clipped=(f"{CLIPPED_LOOK:.0%}", f"{CLIPPED_BAD:.0%}"),
+            loss=(f"{LOSS_LOOK:.0%}", f"{LOSS_BAD:.0%}"),
+            judges_loss=bool(own_candidate(report.evaluation, report.record_file)),
             outlier_ratio=f"{OUTLIER_RATIO:g}",
         )
 
@@ -237,8 +242,9 @@ def _layers(report: Report, names: list[str]) -> Iterator[dict[str, Any]]:
 
 def _shown_first(report: Report) -> int:
     """The layer that is open: the worst one."""
-    if report.reasons:
-        return report.reasons[0].layers[0]
+    for reason in report.reasons:
+        if reason.layers:
+            return reason.layers[0]
     return min(range(len(report.layers)), key=lambda place: _sqnr_sort(report.layers[place].quality))
 
 

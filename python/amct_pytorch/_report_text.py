@@ -10,6 +10,7 @@ from typing import Any
 
 from amct_pytorch._report_model import Report, ReportLayer, Severity
 from amct_pytorch._report_names import MINUS, NONE, decibel, number, percent, printable, signed
+from amct_pytorch._report_verdict import is_number
 
 MARKS = {Severity.GOOD: "ok", Severity.LOOK: "look", Severity.BAD: "**bad**"}
 
@@ -20,8 +21,15 @@ _FACTS = {
     "bytes_per_token": "bytes a token in full precision",
     "tokens": "tokens predicted",
 }
-_OF_CANDIDATE = frozenset(
-    ("name", "perplexity", "loss", "loss_error", "kl", "kl_error", "top1_agreement", "bytes_per_token")
+_OF_CANDIDATE = (
+    "name",
+    "perplexity",
+    "loss",
+    "loss_error",
+    "kl",
+    "kl_error",
+    "top1_agreement",
+    "bytes_per_token",
 )
 
 # Layers that a reason names; the table has them all.
@@ -40,7 +48,9 @@ def markdown_of(report: Report) -> str:
         names = [code(report.layers[place].name) for place in reason.layers[:MOST_NAMED]]
         more = len(reason.layers) - len(names)
         rest = f" and {more} more" if more else ""
-        lines.append(f"- {MARKS[reason.severity]}: {reason.text}: {', '.join(names)}{rest}")
+        lines.append(
+            f"- {MARKS[reason.severity]}: {reason.text}{': ' if names else ''}{', '.join(names)}{rest}"
+        )
     lines += ["", *_table(("", ""), facts_of(report)), ""]
     if report.evaluation:
         measured = measured_of(report.evaluation)
@@ -89,7 +99,12 @@ def measured_of(evaluation: Mapping[str, Any]) -> Measured:
     """What is known of an evaluation; its candidates where it is that of `amct_pytorch.evaluation`."""
     candidates = evaluation.get("candidates")
     if not isinstance(candidates, Sequence) or not all(
-        isinstance(candidate, Mapping) and candidate.keys() >= _OF_CANDIDATE for candidate in candidates
+        isinstance(candidate, Mapping)
+        and all(
+            name in candidate and (candidate[name] is None or name == "name" or is_number(candidate[name]))
+            for name in _OF_CANDIDATE
+        )
+        for candidate in candidates
     ):
         return Measured(flat(evaluation), [])
     facts = flat({_FACTS.get(key, key): value for key, value in evaluation.items() if key != "candidates"})

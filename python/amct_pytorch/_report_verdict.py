@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
+from typing import Any, TypeGuard
 
 from amct_pytorch._report_model import Finding, Outlier, Reason, ReportLayer, Severity, worst
 
@@ -37,6 +39,10 @@ OTHER_SQNR_LIMITS = Limits(28, 18)
 # What clipping costs is in the SQNR; a search by the error itself clips some 1% in INT4.
 CLIPPED_LOOK = 0.02
 CLIPPED_BAD = 0.10
+
+# Growth of perplexity, less its standard error: some 0.1% is usual for INT8.
+LOSS_LOOK = 0.01
+LOSS_BAD = 0.05
 
 # A channel this many times as large as its layer's median channel is an outlier.
 OUTLIER_RATIO = 10.0
@@ -154,9 +160,37 @@ _REASONS = {
 }
 
 
-def reasons_of(layers: Sequence[ReportLayer]) -> list[Reason]:
-    """Findings of all layers by severity and kind."""
-    reasons = []
+def reason_of_loss(evaluation: Mapping[str, Any], record_file: str) -> Reason | None:
+    """What the evaluation of the record itself says against it, where it is one of those evaluated."""
+    candidate = own_candidate(evaluation, record_file)
+    loss, error = (candidate.get(name) for name in ("loss", "loss_error"))
+    if not is_number(loss):
+        return None
+    surely = loss - (error if is_number(error) else 0.0)
+    if surely <= LOSS_LOOK:
+        return None
+    severity = Severity.BAD if surely > LOSS_BAD else Severity.LOOK
+    return Reason(severity, "loss", f"perplexity grows by {loss:.1%} with the cache quantized", [])
+
+
+def own_candidate(evaluation: Mapping[str, Any], record_file: str) -> Mapping[str, Any]:
+    """What was measured of the record, by the name of its file; empty where it was not."""
+    candidates = evaluation.get("candidates")
+    if not isinstance(candidates, Sequence):
+        return {}
+    named = [candidate for candidate in candidates if isinstance(candidate, Mapping)]
+    own = [c for c in named if Path(str(c.get("name"))).name == Path(record_file).name]
+    return own[0] if own else {}
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value of JSON is a number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def reasons_of(layers: Sequence[ReportLayer], loss: Reason | None = None) -> list[Reason]:
+    """What was measured of the whole, then findings of all layers, by severity and kind."""
+    reasons = [] if loss is None else [loss]
     for severity in (Severity.BAD, Severity.LOOK):
         for kind, text in _REASONS.items():
             places = [
@@ -167,7 +201,7 @@ def reasons_of(layers: Sequence[ReportLayer]) -> list[Reason]:
             if places:
                 places.sort(key=lambda place: _badness(layers[place], kind), reverse=True)
                 reasons.append(Reason(severity, kind, text.format(number_of(len(places), "layer")), places))
-    return reasons
+    return sorted(reasons, key=lambda reason: reason.severity != Severity.BAD)
 
 
 def _badness(layer: ReportLayer, kind: str) -> float:
@@ -184,10 +218,13 @@ def _badness(layer: ReportLayer, kind: str) -> float:
     return 0.0
 
 
-def verdict_of(layers: Sequence[ReportLayer]) -> tuple[Severity, str]:
+def verdict_of(layers: Sequence[ReportLayer], loss: Reason | None = None) -> tuple[Severity, str]:
     """The verdict, and a sentence that says it."""
     severity = worst([layer.severity for layer in layers])
     affected = sum(layer.severity == severity for layer in layers)
+    if loss is not None and worst([severity, loss.severity]) == loss.severity:
+        lead = "Do not ship" if loss.severity == Severity.BAD else "Look again before you ship these factors"
+        return loss.severity, f"{lead}: {loss.text}."
     if severity == Severity.GOOD:
         return severity, "Good: the calibration saw what it should, and every layer keeps within the limits."
     if severity == Severity.LOOK:

@@ -35,6 +35,8 @@ class Settings:
         is_float = self.dst_type is not None and _core.find_grid(self.dst_type.value).is_float
         if is_float and self.symmetric is False:
             raise UsageError(f"{self.dst_type} has no offsets; leave out --asymmetric")
+        if self.query_weighted and self.definition is None and self.tap is not Tap.cache:
+            raise UsageError("--query-weighted needs --tap cache, where queries meet keys")
         if self.definition is not None:
             may_be_given = {"definition", "tap", "sink_tokens", "max_position", "query_weighted"}
             self.refuse_given("--definition has settings", may_be_given)

@@ -173,7 +173,8 @@ def evaluate(
     missing : {'error', 'keep'}
         What layers are that a record does not name: an error, or unquantized.
     layers : bool
-        Whether layers and heads are looked at, too: SQNR, clipped values and the error of attention.
+        Whether layers and heads are looked at, too: SQNR and clipped values of all but the first tokens that
+        stay unquantized (recent ones are codes later), and the error of attention.
     progress : callable
         Called after each window of each candidate.
 
@@ -196,7 +197,9 @@ def evaluate(
         name: load_factors(record) for name, record in candidates.items()
     }
     sums = {name: _Sums() for name in factors}
-    probes = {name: LayerProbe(model, of_one) for name, of_one in factors.items()} if layers else {}
+    probes = {}
+    if layers:
+        probes = {name: LayerProbe(model, of_one, sink_tokens) for name, of_one in factors.items()}
     full = _Sums()
     full_bytes = 0.0
     piece = max(recent_tokens // 4, 1) if recent_tokens > 0 else None

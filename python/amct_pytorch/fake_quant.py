@@ -11,6 +11,8 @@ import torch
 
 from amct_pytorch._cache_watch import CacheWatch, copies_of_heads, stored_channels
 from amct_pytorch._formats import grid_of, rounded
+from amct_pytorch._padding import Padding
+from amct_pytorch._place import Place
 from amct_pytorch._projection import ChannelSlice, channels_last
 from amct_pytorch.discovery import KVLayer, find_kv_layers
 from amct_pytorch.record import KVFactors, read_record
@@ -114,6 +116,8 @@ def fake_quantized(
 ) -> Iterator[torch.nn.Module]:
     """Run a model with its recorded layers fake-quantized.
 
+    First tokens of sequences that the record's calibration left out (``sink_tokens``) stay as they are.
+
     Parameters
     ----------
     model : torch.nn.Module
@@ -150,27 +154,54 @@ def fake_quantized(
         raise ValueError(f"tap must be 'linear' or 'cache', not {tap!r}")
     parts = {name: layer for name, layer in known.items() if layer.slice is not None}
 
-    def hook_for(layer_factors: KVFactors, part: ChannelSlice | None) -> Any:
+    def hook_for(name: str, layer_factors: KVFactors, part: ChannelSlice | None, sinks: _Sinks) -> Any:
         def hook(module: torch.nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
-            if part is not None:
-                return part.replaced(output, fake_quantize(part.of(output), layer_factors))
-            stored = fake_quantize(channels_last(module, output), layer_factors)
-            return channels_last(module, stored)  # which turns it back
+            x = channels_last(module, output) if part is None else part.of(output)
+            stored = sinks.kept(name, layer_factors, x, fake_quantize(x, layer_factors))
+            # channels_last turns it back.
+            return channels_last(module, stored) if part is None else part.replaced(output, stored)
 
         return hook
 
     with contextlib.ExitStack() as stack:
+        sinks = _Sinks(model, factors)
+        stack.callback(sinks.remove)
         if tap == "cache":
             for attention, layers in _by_attention(factors, known).items():
-                stack.callback(_quantize_at_cache(model, attention, layers).remove)
+                stack.callback(_quantize_at_cache(model, attention, layers, sinks).remove)
             yield model
             return
         for name, layer_factors in factors.items():
             part = parts.get(name)
             module = modules[name if part is None else part.module]
-            hook = hook_for(layer_factors, None if part is None else part.slice)
+            hook = hook_for(name, layer_factors, None if part is None else part.slice, sinks)
             stack.callback(module.register_forward_hook(hook).remove)
         yield model
+
+
+class _Sinks:
+    """Keeps the first tokens of sequences, where the factors are not for them."""
+
+    def __init__(self, model: torch.nn.Module, factors: Mapping[str, KVFactors]) -> None:
+        has_some = any(of_one.sink_tokens > 0 for of_one in factors.values())
+        self._padding = Padding(model) if has_some else None
+
+    def remove(self) -> None:
+        """Leave the model alone."""
+        if self._padding is not None:
+            self._padding.remove()
+
+    def kept(self, name: str, factors: KVFactors, x: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
+        """`stored` with the first tokens of `x`, both ``[batch, tokens, ...]``; padding is as it was, too."""
+        if self._padding is None or factors.sink_tokens == 0 or x.dim() < 3:
+            return stored
+        place = Place(name, "linear", None, None, None, factors.sink_tokens)
+        rows = self._padding.rows_of(place, x)
+        if rows is None:
+            return stored
+        result = x.flatten(0, 1).clone()
+        result[rows] = stored.flatten(0, 1)[rows]
+        return result.view(x.shape)
 
 
 def _by_attention(
@@ -187,7 +218,10 @@ def _by_attention(
 
 
 def _quantize_at_cache(
-    model: torch.nn.Module, attention: str, layers: Mapping[str, tuple[KVFactors, KVLayer]]
+    model: torch.nn.Module,
+    attention: str,
+    layers: Mapping[str, tuple[KVFactors, KVLayer]],
+    sinks: _Sinks,
 ) -> CacheWatch:
     projections = {role: model.get_submodule(layer.module) for role, (_, layer) in layers.items()}
 
@@ -196,7 +230,9 @@ def _quantize_at_cache(
             return states
         factors, layer = layers[role]
         channels = stored_channels(projections[role], layer.slice)
-        return fake_quantize_states(states, factors, layer.name, channels)
+        stored = fake_quantize_states(states, factors, layer.name, channels)
+        by_token = (part.transpose(1, 2) for part in (states, stored))
+        return sinks.kept(layer.name, factors, *by_token).transpose(1, 2)
 
     def check(had_cache: bool) -> None:
         if not had_cache:

@@ -12,6 +12,7 @@ import torch
 from transformers import DynamicCache
 
 from amct_pytorch._cache_watch import is_latent, stored_channels
+from amct_pytorch._checks import require_tokens
 from amct_pytorch.discovery import KVLayer, find_kv_layers
 from amct_pytorch.fake_quant import fake_quantize_states, load_factors, refuse_foreign
 from amct_pytorch.record import KVFactors
@@ -111,13 +112,28 @@ def stored_layers(
 class RecordedCache(DynamicCache):
     """A `DynamicCache` of a model with the layers of a record."""
 
-    def __init__(self, record: Record, model: torch.nn.Module, missing: Literal["error", "keep"]) -> None:
+    def __init__(
+        self,
+        record: Record,
+        model: torch.nn.Module,
+        missing: Literal["error", "keep"],
+        sink_tokens: int | None,
+    ) -> None:
+        if sink_tokens is not None:
+            require_tokens("sink_tokens", sink_tokens)
         # Its configuration tells which layers have sliding windows, or a state in place of keys and values.
         options: dict[str, Any] = {}
         if "config" in inspect.signature(DynamicCache.__init__).parameters:
             options["config"] = getattr(model, "config", None)
         super().__init__(**options)
         self._stored = stored_layers(record, model, missing)
+        layers = [layer for pair in self._stored.values() for layer in pair if layer is not None]
+        recorded = max((layer.factors.sink_tokens for layer in layers), default=0)
+        self._sink_tokens = recorded if sink_tokens is None else sink_tokens
+
+    def _sinks_to_come(self, layer_idx: int) -> int:
+        """How many of the tokens that a layer stores next are kept as they are."""
+        return 0 if self._sink_tokens == 0 else max(self._sink_tokens - self.get_seq_length(layer_idx), 0)
 
 
 class FakeQuantizedCache(RecordedCache):
@@ -134,6 +150,8 @@ class FakeQuantizedCache(RecordedCache):
         layer of the model.
     model : torch.nn.Module
         A decoder whose key and value projections `find_kv_layers` finds in layer order.
+    sink_tokens : int, optional
+        First tokens of each sequence that stay as they are; without it what the record was calibrated for.
     missing : {'error', 'keep'}
         What layers are that the record does not name: an error, or stored as they are.
 
@@ -141,25 +159,35 @@ class FakeQuantizedCache(RecordedCache):
     ------
     ValueError
         The record lacks a layer of the model, or has one that the model does not: it is the record of
-        another model, or not complete. Or the model has no such layers, or caches beside this one.
+        another model, or not complete. Or the model has no such layers, or caches beside this one. A negative
+        `sink_tokens`.
+    TypeError
+        `sink_tokens` is no int.
     """
 
     def __init__(
-        self, record: Record, model: torch.nn.Module, *, missing: Literal["error", "keep"] = "error"
+        self,
+        record: Record,
+        model: torch.nn.Module,
+        *,
+        sink_tokens: int | None = None,
+        missing: Literal["error", "keep"] = "error",
     ) -> None:
-        super().__init__(record, model, missing)
+        super().__init__(record, model, missing, sink_tokens)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Fake-quantize keys and values ``[batch, heads, tokens, head_dim]``, then store them."""
         of_keys, of_values = self._stored[layer_idx]
-        return super().update(
-            _rounded(key_states, of_keys), _rounded(value_states, of_values), layer_idx, *args, **kwargs
-        )
+        exact = self._sinks_to_come(layer_idx)
+        keys, values = _rounded(key_states, of_keys, exact), _rounded(value_states, of_values, exact)
+        return super().update(keys, values, layer_idx, *args, **kwargs)
 
 
-def _rounded(states: torch.Tensor, layer: StoredLayer | None) -> torch.Tensor:
+def _rounded(states: torch.Tensor, layer: StoredLayer | None, exact: int) -> torch.Tensor:
+    """States as they are read back, but for the first `exact` tokens."""
     if layer is None:
         return states
-    return fake_quantize_states(states, layer.factors, layer.name, layer.channels)
+    stored = fake_quantize_states(states, layer.factors, layer.name, layer.channels)
+    return stored if exact == 0 else torch.cat([states[:, :, :exact], stored[:, :, exact:]], dim=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -98,15 +99,20 @@ def recommend(
     Raises
     ------
     ValueError
-        A candidate is wrong, there is no window, or the counts are not those of the model.
+        A candidate is wrong, there are fewer than two windows, `max_loss` is negative or not finite, or the
+        counts are not those of the model.
     """
+    if not 0 <= max_loss < math.inf:
+        raise ValueError(f"max_loss must be a share of perplexity, 0 or more, not {max_loss}")
+    if len(batches) < 2:
+        raise ValueError("a loss has no standard error on one window; give two or more")
     search = _Search(model, batches, max_loss, progress, sink_tokens, recent_tokens)
     counts = require_path("counts_file", counts_file)
     layers = find_kv_layers(model)
     roles = {layer.name: layer.role for layer in layers}
     heads = next((layer.heads for layer in layers), None)
     parsed = [parse_candidate(text) for text in candidates]
-    solved = {c.name: {r.name: r for r in c.solve(counts, roles, heads)} for c in parsed}
+    solved = {c.name: {r.name: r for r in c.solve(counts, roles, heads, sink_tokens)} for c in parsed}
     cheaper: Candidate | None = None
     ground: Candidate | None = None
     for candidate in parsed:
@@ -169,7 +175,7 @@ class _Search:
         """Whether quantizing these layers keeps the loss."""
         quality = self._measure(name, results, self._batches)
         self.tried.append(quality)
-        kept = quality.loss + _or_zero(quality.loss_error) <= self._max_loss
+        kept = quality.loss + quality.loss_error <= self._max_loss
         if kept:
             self.last_kept = quality
         return kept
@@ -188,7 +194,3 @@ class _Search:
         factors: dict[str, KVFactors] = {layer: factors_of(result) for layer, result in results.items()}
         found = evaluate(self._model, batches, {name: factors}, missing="keep", **self._kept_tokens)
         return found.candidates[0]
-
-
-def _or_zero(error: float) -> float:
-    return 0.0 if error != error else error

@@ -12,7 +12,7 @@ from typing import Any
 from amct_pytorch import _core, _report_text
 from amct_pytorch._checks import require_path, require_type
 from amct_pytorch._report_model import Report, read_layers
-from amct_pytorch._report_verdict import judged, reasons_of, verdict_of
+from amct_pytorch._report_verdict import judged, reason_of_loss, reasons_of, verdict_of
 from amct_pytorch.evaluation import Evaluation
 
 FORMATS = ("html", "json", "md")
@@ -40,6 +40,9 @@ def report(
 
     It is bad below 20 dB (INT4 13, FP8_E5M2 and HIF8 18), with more than 10% clipped, where NaN or infinite
     values were seen, no batch reached it, or the record has no factors of it.
+
+    Where `evaluation` has the record, by the name of its file, so does the growth of perplexity, less its
+    standard error: above 1% it is to be looked at, above 5% it is bad.
 
     Parameters
     ----------
@@ -118,12 +121,13 @@ def _report_of(paths: Mapping[str, str | None], title: str | None, evaluation: d
     assert counts is not None
     layers, batch_num, written_by = read_layers(record, counts, paths["compare"], paths["config_file"])
     layers = [judged(layer, batch_num) for layer in layers]
-    severity, verdict = verdict_of(layers)
+    loss = reason_of_loss(evaluation, record)
+    severity, verdict = verdict_of(layers, loss)
     return Report(
         title=Path(record).name if title is None else title,
         severity=severity,
         verdict=verdict,
-        reasons=reasons_of(layers),
+        reasons=reasons_of(layers, loss),
         record_file=record,
         counts_file=counts,
         compare_file=paths["compare"],

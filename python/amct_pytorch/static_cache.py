@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from amct_pytorch._checks import require_type
+from amct_pytorch._checks import require_tokens
 from amct_pytorch._coded_states import CodedStates, StatesCodec
 from amct_pytorch._graphs import outside_graphs
 from amct_pytorch.kv_cache import Record, RecordedCache, StoredLayer
@@ -93,13 +93,8 @@ class StaticQuantizedCache(RecordedCache):
         recent_tokens: int = 0,
         missing: Literal["error", "keep"] = "error",
     ) -> None:
-        if sink_tokens is not None:
-            _require_tokens("sink_tokens", sink_tokens)
-        _require_tokens("recent_tokens", recent_tokens)
-        super().__init__(record, model, missing)
-        layers = [layer for pair in self._stored.values() for layer in pair if layer is not None]
-        recorded = max((layer.factors.sink_tokens for layer in layers), default=0)
-        self._sink_tokens = recorded if sink_tokens is None else sink_tokens
+        require_tokens("recent_tokens", recent_tokens)
+        super().__init__(record, model, missing, sink_tokens)
         self._codecs = {
             index: (_codec_of(first, recent_tokens), _codec_of(second, recent_tokens))
             for index, (first, second) in self._stored.items()
@@ -111,9 +106,7 @@ class StaticQuantizedCache(RecordedCache):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Store the codes of keys and values ``[batch, heads, tokens, head_dim]``; what all stand for."""
         of_keys, of_values = self._codecs[layer_idx]
-        sinks = 0
-        if self._sink_tokens > 0:
-            sinks = max(self._sink_tokens - self.get_seq_length(layer_idx), 0)
+        sinks = self._sinks_to_come(layer_idx)
         keys: Any = key_states if of_keys is None else of_keys.coded(key_states, sinks)
         values: Any = value_states if of_values is None else of_values.coded(value_states, sinks)
         past_keys, past_values = self._past(layer_idx)
@@ -139,11 +132,6 @@ class StaticQuantizedCache(RecordedCache):
                     allocated += states.untyped_storage().nbytes()
                     unquantized += states.nbytes
         return CacheMemory(stored, allocated, unquantized)
-
-
-def _require_tokens(name: str, count: int) -> None:
-    if isinstance(count, bool) or require_type(name, count, int) < 0:
-        raise ValueError(f"{name} must be a number of tokens, 0 or more, not {count}")
 
 
 def _codec_of(layer: StoredLayer | None, recent_tokens: int) -> StatesCodec | None:

@@ -190,7 +190,8 @@ class TestCalibrate:
         ("arguments", "code", "message"),
         [
             ((), 2, "one of --text, --jsonl and --token-ids is needed"),
-            (("--text", "a", "--jsonl", "b"), 2, "one of --text, --jsonl and --token-ids is needed"),
+            (("--text", "a", "--jsonl", "b"), 2, "one of --text, --jsonl and --token-ids is enough"),
+            (("--text", "a", "--query-weighted"), 2, "--query-weighted needs --tap cache"),
             (("--text", "{0}/none.txt"), 1, "cannot read '{0}/none.txt': No such file or directory"),
             (("--text", "{0}/text"), 1, "'{0}' has no tokenizer that transformers can read"),
             (("--token-ids", "{0}/ids.json"), 1, "'{0}' is not a model that transformers can read"),

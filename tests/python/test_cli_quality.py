@@ -7,6 +7,7 @@ from pathlib import Path
 
 import amct_pytorch as amct
 import pytest
+from amct_pytorch.recommend import Recommendation
 from command_line import error_of, run, saved_model
 
 pytest.importorskip("transformers")
@@ -26,6 +27,39 @@ class TestQuality:
         assert lines[1].startswith("full precision")
         assert {line.split()[0] for line in lines[2:6]} == set(settings.split(","))
         assert lines[-1].startswith("33 tokens.")
+
+    def test_a_record_of_some_layers_or_none(self, tmp_path: Path) -> None:
+        arguments, record = self._arguments(tmp_path), tmp_path / "record.txt"
+        assert run("calibrate", *saved_model(tmp_path, "llama"), "--record", record).exit_code == 0
+        factors = amct.read_record(record)
+        text = record.read_text()
+        record.write_text(text[: text.index("record {", 1)])
+        result = run("evaluate", *arguments, "--record", record)
+        assert result.exit_code == 0
+        assert len(amct.read_record(record)) == 1
+        assert f"no factors of {len(factors) - 1} of {len(factors)} layers" in result.stderr
+        record.write_text("")
+        assert "has no factors of this model's layers" in error_of(
+            run("evaluate", *arguments, "--record", record, "--max-loss", "0.5")
+        )
+
+    def test_nothing_that_keeps_the_loss(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        nothing = Recommendation(None, {"a": "full"}, {}, [], [])
+        monkeypatch.setattr("amct_pytorch._command_quality.recommend_for", lambda *_, **__: nothing)
+        options = ["--max-loss", "0.2", "--record", tmp_path / "record.txt"]
+        result = run("recommend", *self._arguments(tmp_path), *options)
+        assert result.exit_code == 3
+        assert "no setting keeps the loss of 0.2%" in result.stderr
+        for max_loss in ("nan", "-1"):
+            refused = run("recommend", *self._arguments(tmp_path), "--max-loss", max_loss)
+            assert error_of(refused).startswith("--max-loss must be a percentage")
+
+    def test_nothing_is_calibrated(self, tmp_path: Path) -> None:
+        options = ["--tap", "cache", "--sink-tokens", "99", "--record", tmp_path / "record.txt"]
+        result = run("calibrate", *saved_model(tmp_path, "llama"), *options)
+        assert result.exit_code == 1
+        assert result.stdout == ""
+        assert "no layer was reached" in result.stderr.splitlines()[-1]
 
     def test_keys_weighed_by_queries(self, tmp_path: Path) -> None:
         settings = ["int4:per_tensor:mse", "int4:per_tensor:mse:query_weighted"]
@@ -93,7 +127,8 @@ class TestQuality:
         ("options", "code", "words"),
         [
             ([], 2, "name what to evaluate"),
-            (["--compare", "int9"], 1, "'int9' is no format"),
+            (["--compare", "int9"], 2, "'int9' is no format"),
+            (["--compare", "int8,"], 2, "'' is no format"),
             (["--compare", "int8", "--windows", "90"], 1, "fewer than 92 windows"),
             (["--compare", "int8", "--num-tokens", "9"], 2, "--windows and --num-tokens both"),
             (["--compare", "int8", "--calibration-windows", "0"], 2, "the calibration needs windows"),

@@ -155,9 +155,10 @@ class TestLines:
 
 class TestFiles:
     def test_one_of_three(self, tmp_path: Path) -> None:
-        for paths in ({}, {"text": tmp_path, "jsonl": tmp_path}):
-            with pytest.raises(UsageError, match="one of --text, --jsonl and --token-ids is needed"):
-                Source(**paths)
+        with pytest.raises(UsageError, match="one of --text, --jsonl and --token-ids is needed"):
+            Source()
+        with pytest.raises(UsageError, match="token-ids is enough; leave the others out"):
+            Source(text=tmp_path, jsonl=tmp_path)
 
     @pytest.mark.parametrize(
         ("kind", "content", "message"),
@@ -167,6 +168,8 @@ class TestFiles:
             ("text", b"\xff\xfe", "'{0}' is not a text in UTF-8"),
             ("token_ids", b"words", "'{0}' is not JSON: Expecting value"),
             ("token_ids", b'["words"]', "'{0}' must hold a JSON list of token ids: [1, 2, 3]"),
+            ("token_ids", b"[99999999999999999999]", "'{0}' must hold a JSON list of token ids: [1, 2, 3]"),
+            ("token_ids", b"[" * 100000, "'{0}' is nested too deeply"),
             ("token_ids", b"[true]", "'{0}' must hold a JSON list of token ids: [1, 2, 3]"),
         ],
     )

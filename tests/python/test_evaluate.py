@@ -158,6 +158,28 @@ def test_what_recent_tokens_save(
     assert of_layers[1][attention].attention_error < of_layers[0][attention].attention_error
 
 
+def test_first_tokens_are_no_part_of_what_layers_lose(
+    model: torch.nn.Module, rows: list[torch.Tensor], counts: Path, tmp_path: Path
+) -> None:
+    record = _record(counts, tmp_path, num_bits=4)
+    name = "model.layers.0.self_attn.v_proj"
+    stored = []
+    handle = model.get_submodule(name).register_forward_hook(
+        lambda _m, _a, output: stored.append(output[:, 5:])
+    )
+    with torch.inference_mode():
+        for row in rows[2:]:
+            model(row)
+    handle.remove()
+    x = torch.cat(stored).flatten(0, 1)
+    largest = (amct.fake_quantize(x, record[name]) - x).abs().max().item()
+    quality = evaluate(model, rows[2:], {"int4": record}, sink_tokens=5, layers=True).candidates[0]
+    found = next(layer for layer in quality.layers if layer.layer == name and layer.head is None)
+    assert found.max_error == pytest.approx(largest, rel=1e-6)
+    kept = evaluate(model, rows[2:], {"int4": record}, sink_tokens=WINDOW, layers=True).candidates[0]
+    assert {layer.sqnr_db for layer in kept.layers} == {None}
+
+
 def test_layers_and_heads(
     model: torch.nn.Module, rows: list[torch.Tensor], counts: Path, tmp_path: Path
 ) -> None:

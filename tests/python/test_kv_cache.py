@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 from amct_pytorch.kv_cache import FakeQuantizedCache  # noqa: E402
+from families import inputs, tiny  # noqa: E402
+from helpers import spread_factors  # noqa: E402
 
 # Newer transformers call it cache and warn of the old name.
 _PARAMETERS = inspect.signature(transformers.LlamaForCausalLM.forward).parameters
@@ -126,3 +129,43 @@ def test_the_record_of_a_model_of_another_width(tmp_path: Path) -> None:
 def test_a_model_without_key_and_value_layers() -> None:
     with pytest.raises(ValueError, match=r"no key or value projection.*Linear"):
         FakeQuantizedCache({}, torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
+def test_first_tokens_stay_as_they_are(family: str) -> None:
+    """As many as the record says, wherever the effect of a record is seen."""
+    model = tiny(family).eval()
+    factors = {
+        layer.name: dataclasses.replace(
+            spread_factors(layer.heads or 1, layer.head_dim or 1, "per_channel", "INT4"), sink_tokens=3
+        )
+        for layer in amct.find_kv_layers(model)
+    }
+    pieces = inputs(family)["input_ids"].split([2, inputs(family)["input_ids"].shape[1] - 2], dim=1)
+    ids = torch.cat(pieces, dim=1)
+
+    def logits_with(cache: Any) -> torch.Tensor:
+        return torch.cat([model(piece, **{CACHE: cache}).logits for piece in pieces], dim=1)
+
+    caches = {
+        "record": FakeQuantizedCache(factors, model),
+        "argument": FakeQuantizedCache(factors, model, sink_tokens=2),
+        "none": FakeQuantizedCache(factors, model, sink_tokens=0),
+    }
+    with torch.inference_mode():
+        logits = {name: logits_with(cache) for name, cache in caches.items()}
+        wanted = logits_with(amct.StaticQuantizedCache(factors, model))
+        with amct.fake_quantized(model, factors, tap="cache"):
+            at_cache = logits_with(transformers.DynamicCache())
+        plain = model(ids).logits
+        with amct.fake_quantized(model, factors):
+            at_projections = model(ids).logits
+    assert torch.equal(logits["record"], wanted)
+    assert torch.equal(at_cache, wanted)
+    assert not torch.equal(logits["argument"], logits["record"])
+    assert not torch.equal(logits["none"], logits["argument"])
+    # Of a causal model, what follows the first tokens cannot change them.
+    assert torch.equal(at_projections[:, :3], plain[:, :3])
+    assert not torch.equal(at_projections[:, 3:], plain[:, 3:])
+    with pytest.raises(ValueError, match="sink_tokens must be a number of tokens"):
+        FakeQuantizedCache(factors, model, sink_tokens=-1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +162,18 @@ def test_transformers_is_left_as_it_was(tmp_path: Path) -> None:
     amct.remove_quant_cali(models[1])
     assert ALL_ATTENTION_FUNCTIONS.get_interface == before
     assert (tmp_path / "1.txt").stat().st_size > 0
+
+
+def test_a_model_that_is_dropped_is_freed(tmp_path: Path) -> None:
+    before = ALL_ATTENTION_FUNCTIONS.get_interface
+    model = exact("llama")
+    config = _config(tmp_path, model, 1, "per_tensor", query_weighted=True)
+    amct.create_quant_cali_model(config, str(tmp_path / "record.txt"), model)
+    attention = weakref.ref(model.model.layers[0].self_attn)
+    del model
+    gc.collect()
+    assert attention() is None
+    assert ALL_ATTENTION_FUNCTIONS.get_interface == before
 
 
 def test_eager_attention_is_seen_too(tmp_path: Path) -> None:

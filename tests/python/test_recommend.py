@@ -10,6 +10,7 @@ import torch
 from amct_pytorch._candidates import parse_candidate
 from amct_pytorch.evaluation import evaluate
 from amct_pytorch.recommend import recommend
+from families import tiny
 from test_evaluate import counts, model  # noqa: F401 (fixtures)
 
 pytest.importorskip("transformers")
@@ -48,7 +49,7 @@ def test_everything_nothing_or_some(
     assert not generous.sensitivity
     assert len(generous.tried) == 1
 
-    none = recommend(model, rows, counts, max_loss=-1.0)
+    none = recommend(model, rows, counts, max_loss=0.0, candidates=["int4:per_tensor"])
     assert set(none.settings.values()) == {"full"}
     assert none.quality is None
     assert none.results == []
@@ -73,6 +74,36 @@ def test_everything_nothing_or_some(
     measured = evaluate(model, rows, {"mixed": record}).candidates[0]
     assert measured.kl == pytest.approx(found.quality.kl, rel=1e-6)
     assert measured.bytes_per_token == found.quality.bytes_per_token
+
+
+def test_the_record_says_which_tokens_were_kept(
+    model: torch.nn.Module,  # noqa: F811
+    rows: list[torch.Tensor],
+    counts: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """So that whoever takes it gets what was measured."""
+    found = recommend(model, rows, counts, max_loss=100.0, sink_tokens=3, recent_tokens=2)
+    found.write(tmp_path / "record.txt")
+    factors = amct.read_record(tmp_path / "record.txt")
+    assert {of_one.sink_tokens for of_one in factors.values()} == {3}
+    measured = evaluate(model, rows, {"record": tmp_path / "record.txt"}, recent_tokens=2).candidates[0]
+    assert found.quality is not None
+    assert measured.kl == found.quality.kl
+
+
+def test_what_cannot_be_recommended(
+    model: torch.nn.Module,  # noqa: F811
+    rows: list[torch.Tensor],
+    counts: Path,  # noqa: F811
+) -> None:
+    with pytest.raises(ValueError, match="no standard error on one window"):
+        recommend(model, rows[:1], counts)
+    for max_loss in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="max_loss must be a share of perplexity"):
+            recommend(model, rows, counts, max_loss=max_loss)
+    with pytest.raises(ValueError, match=r"counts are of another model; this one has no layer 'model\."):
+        recommend(tiny("gpt_neox"), rows, counts)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +135,9 @@ def test_candidates(text: str, keys: tuple[object, ...] | None, values: tuple[ob
         ("int8:per_word", "'per_word' is none of per_tensor"),
         ("int8+int8+int8", "KEYS"),
         ("hif8:asymmetric", "no offsets"),
+        ("int8:per_tensor:per_channel", "'per_tensor' and 'per_channel' do not go together"),
+        ("int8:mse:mse", "'mse' and 'mse' do not go together"),
+        ("int8:symmetric:asymmetric", "'symmetric' and 'asymmetric' do not go together"),
     ],
 )
 def test_candidates_that_are_none(text: str, words: str) -> None:

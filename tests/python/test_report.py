@@ -243,11 +243,35 @@ class TestText:
         assert f"| int4 | 23.700 | {MINUS}1.250% | 3.210 ± 0.040% | 98.76% | 5,760 |" in text
         assert "| a\\|b | 24.700 | +0.000% | 3.210 ± 0.040% | 98.76% | 5,760 |" in text
         assert found.evaluation["candidates"][0]["loss_error"] is None
+        assert found.severity.value == "look"
         # What `evaluate --json` wrote is the same; what lacks a column is shown as it is.
         amct.report(*files, tmp_path / "y.md", format="md", evaluation=found.evaluation)
         assert (tmp_path / "y.md").read_text("utf-8") == text
         amct.report(*files, tmp_path / "y.md", format="md", evaluation={"candidates": [{"name": "int4"}]})
         assert "| candidates | " in (tmp_path / "y.md").read_text("utf-8")
+
+    def test_what_the_model_loses_is_judged(self, files: tuple[Path, Path], tmp_path: Path) -> None:
+        evaluation = evaluation_of(files[0].name, "other").to_dict()
+        for loss, error, severity, words in (
+            (0.0125, None, "look", "Look again before you ship these factors: perplexity grows by 1.2%"),
+            (0.09, 0.01, "bad", "Do not ship: perplexity grows by 9.0% with the cache quantized."),
+            (0.09, 0.085, "look", "Look at 2 layers"),  # which may be noise
+            (None, None, "look", "Look at 2 layers"),
+        ):
+            evaluation["candidates"][0] |= {"loss": loss, "loss_error": error}
+            found = amct.report(*files, tmp_path / "x.md", format="md", evaluation=evaluation)
+            assert found.severity.value == severity
+            assert found.verdict.startswith(words)
+            assert (found.reasons[0].kind == "loss") == ("perplexity" in words)
+            assert ("perplexity grows" in (tmp_path / "x.md").read_text("utf-8")) == ("perplexity" in words)
+            amct.report(*files, tmp_path / "x.html", evaluation=evaluation)
+        # Of other records nothing follows.
+        evaluation["candidates"][0] |= {"name": "third", "loss": 9.0}
+        found = amct.report(*files, tmp_path / "x.html", evaluation=evaluation)
+        assert found.verdict.startswith("Look at 2 layers")
+        assert "None of these settings has the name" in (tmp_path / "x.html").read_text("utf-8")
+        evaluation["candidates"][0] |= {"loss": "b"}
+        amct.report(*files, tmp_path / "x.html", evaluation=evaluation)
 
     def test_names_in_markdown(self, tmp_path: Path) -> None:
         files = calibrated_files(tmp_path, Odd(NASTY), layers=NASTY)

@@ -29,7 +29,12 @@ const Runtime& runtime_named(std::string_view name) {
 
 ExportReport export_layers(std::span<const LayerRecord> layers, std::string_view runtime,
                            const ExportOptions& options) {
-  ExportReport report = runtime_named(runtime).write(layers, options);
+  const Runtime& wanted = runtime_named(runtime);
+  if (layers.empty()) {
+    throw ValueError(
+        "the record has no layers; a run that was cut off leaves it so: calibrate to its end");
+  }
+  ExportReport report = wanted.write(layers, options);
   const auto with_sinks =
       std::ranges::find_if(layers, [](const LayerRecord& layer) { return layer.sink_tokens > 0; });
   if (with_sinks != layers.end()) {

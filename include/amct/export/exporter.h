@@ -112,10 +112,10 @@ const Runtime& runtime_named(std::string_view name);
 /// order they come in. Files appear whole or not at all, and the one that makes a checkpoint a
 /// quantized one comes last.
 ///
-/// Throws Unrepresentable; ValueError where a layer's number or role cannot be told (json and npz
-/// take such layers, too), a layer is there twice or without its other half, `options` lack what
-/// the runtime needs, or the checkpoint is quantized already; IoError. Nothing is written then,
-/// except where an IoError comes between two files.
+/// Throws Unrepresentable; ValueError where there are no layers, a layer's number or role cannot be
+/// told (json and npz take such layers, too), a layer is there twice or without its other half,
+/// `options` lack what the runtime needs, or the checkpoint is quantized already; IoError. Nothing
+/// is written then, except where an IoError comes between two files.
 ExportReport export_layers(std::span<const LayerRecord> layers, std::string_view runtime,
                            const ExportOptions& options);
 

@@ -171,6 +171,14 @@ TEST_F(RefusalTest, LayersThatAreNotThereAreNamed) {
   }
 }
 
+TEST_F(RefusalTest, ARecordWithoutLayers) {
+  for (const Runtime& runtime : runtimes()) {
+    expect_error<ValueError>([&] { export_layers({}, runtime.name, options()); },
+                             {"no layers", "calibrate"});
+  }
+  EXPECT_EQ(folder.names(), std::vector<std::string>{"checkpoint"});
+}
+
 TEST_F(RefusalTest, OptionsThatMakeNoSense) {
   const auto layers = model_record(kInt8);
   expect_error<ValueError>([&] { export_layers(layers, "tgi", options()); },

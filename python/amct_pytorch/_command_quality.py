@@ -148,6 +148,8 @@ def evaluate(
         windows=windows_asked(windows, num_tokens, sequence_length, "--windows"),
         calibration_windows=calibration_windows,
         calibrates=bool(wanted) and counts is None,
+        batch_size=batch_size,
+        max_position=max_position,
     )
     loaded, rows, calibration = inputs.read(model, gguf, sequence_length, seed, dtype, device)
     candidates: dict[str, Any] = {str(path): _factors_in(path, loaded) for path in record or ()}
@@ -219,6 +221,8 @@ def recommend(
         windows=windows_asked(windows, num_tokens, sequence_length, "--windows"),
         calibration_windows=calibration_windows,
         calibrates=counts is None,
+        batch_size=batch_size,
+        max_position=max_position,
     )
     loaded, rows, calibration = inputs.read(model, gguf, sequence_length, seed, dtype, device)
 
@@ -314,6 +318,8 @@ class _Inputs:
         How many windows were asked for.
     calibrates : bool
         Whether there is something to calibrate.
+    batch_size, max_position : int
+        Of the calibration.
     """
 
     source: Source
@@ -321,12 +327,22 @@ class _Inputs:
     windows: int | None
     calibration_windows: int | None
     calibrates: bool
+    batch_size: int
+    max_position: int | None
 
     def __post_init__(self) -> None:
-        if self.calibration is not None and not self.calibrates:
+        if self.calibrates:
+            return
+        given = {
+            "--calibration-text": self.calibration is not None and self.calibration.text,
+            "--calibration-jsonl": self.calibration is not None and self.calibration.jsonl,
+            "--max-position": self.max_position is not None,
+            "--batch-size": self.batch_size != 1,
+        }
+        if needless := [option for option, is_there in given.items() if is_there]:
             raise UsageError(
-                "nothing is calibrated here, since factors or counts are given; leave out --calibration-text "
-                "and --calibration-jsonl"
+                "nothing is calibrated here, since factors or counts are given; leave out "
+                + " and ".join(needless)
             )
 
     def read(

@@ -38,6 +38,7 @@ std::string other_differences(const LayerRecord& a, const LayerRecord& b) {
   };
   add("format", a.grid.name, b.grid.name);
   add("tap", name_of(a.tap), name_of(b.tap));
+  add("sink_tokens", std::to_string(a.sink_tokens), std::to_string(b.sink_tokens));
   add("per head", a.per_head ? "yes" : "no", b.per_head ? "yes" : "no");
   add("factors", std::to_string(a.params.size()), std::to_string(b.params.size()));
   return what;

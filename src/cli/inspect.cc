@@ -46,6 +46,9 @@ Exit inspect_record(const std::string& path, const Context& context) {
   const std::vector<LayerRecord> layers = read_record(path);
   std::vector<std::vector<std::string>> rows{
       {"layer", "role", "tap", "format", "granularity", "factors", "scale", "offset"}};
+  const bool has_sinks =
+      std::ranges::any_of(layers, [](const LayerRecord& layer) { return layer.sink_tokens > 0; });
+  if (has_sinks) rows.front().emplace_back("sink_tokens");
   Json json{{"file", path}, {"kind", "record"}, {"layers", Json::array()}};
   for (const LayerRecord& layer : layers) {
     std::vector<float> scales;
@@ -59,9 +62,11 @@ Exit inspect_record(const std::string& path, const Context& context) {
                     std::to_string(scales.size()),
                     span_of(scales, [](float scale) { return shortest_decimal(scale); }),
                     span_of(offsets, [](std::int32_t offset) { return std::to_string(offset); })});
+    if (has_sinks) rows.back().push_back(std::to_string(layer.sink_tokens));
     Json entry{{"layer", layer.name},
                {"role", nullptr},
                {"tap", name_of(layer.tap)},
+               {"sink_tokens", layer.sink_tokens},
                {"dst_type", layer.grid.name},
                {"granularity", granularity_of(layer)},
                {"scale", scales},

@@ -26,12 +26,14 @@ ExportReport write(std::span<const LayerRecord> layers, const ExportOptions& opt
   json["layers"] = Json::array();
   for (const PlainLayer& layer : plain_layers(layers, &report)) {
     Json entry = describe(layer);
-    Json& scales = entry["scale"] = Json::array();
-    Json& offsets = entry["offset"] = Json::array();
+    Json scales = Json::array();
+    Json offsets = Json::array();
     for (const QuantParams& params : layer.record.params) {
       scales.push_back(json_number(params.scale));
       offsets.push_back(params.offset);
     }
+    entry["scale"] = std::move(scales);
+    entry["offset"] = std::move(offsets);
     json["layers"].push_back(std::move(entry));
   }
   write_reported(options.output, to_json_text(json),

@@ -46,6 +46,7 @@ Json describe(const PlainLayer& layer) {
   entry["dst_type"] = layer.record.grid.name;
   entry["granularity"] = name_of(granularity_of(layer.record));
   entry["tap"] = name_of(layer.record.tap);
+  if (layer.record.sink_tokens > 0) entry["sink_tokens"] = layer.record.sink_tokens;
   return entry;
 }
 
@@ -78,6 +79,11 @@ void read_plain_layer(PlainVerification& plain, const Json& entry,
   if (member(entry, "granularity") != name_of(granularity_of(layer))) {
     v.fatal(layer.name, "granularity does not fit " + std::to_string(layer.params.size()) +
                             " factors: " + member(entry, "granularity").dump());
+    return;
+  }
+  const Json& sinks = member(entry, "sink_tokens");
+  if (!sinks.is_null() && !sinks.is_number_unsigned()) {
+    v.fatal(layer.name, "sink_tokens must be a number of tokens, not " + sinks.dump());
     return;
   }
   if (member(entry, "tap") == "cache") layer.tap = Tap::kCache;

@@ -154,6 +154,22 @@ TEST_F(CliTest, ExportAndVerify) {
             static_cast<int>(Exit::kDiffers));
 }
 
+TEST_F(CliTest, FirstTokensThatAreLeftOutAreShown) {
+  EXPECT_EQ(call({"inspect", record}).out.find("sink_tokens"), std::string::npos);
+  EXPECT_EQ(Json::parse(call({"inspect", record, "--json"}).out)["layers"][0]["sink_tokens"], 0);
+  std::vector<LayerRecord> layers = read_record(record);
+  layers[0].sink_tokens = 4;
+  write_empty_record(other);
+  merge_into_record(other, layers, {});
+  const std::string text = call({"inspect", other}).out;
+  EXPECT_NE(text.find("  sink_tokens\n"), std::string::npos) << text;
+  EXPECT_EQ(Json::parse(call({"inspect", other, "--json"}).out)["layers"][0]["sink_tokens"], 4);
+  const Result differing = call({"diff", record, other});
+  EXPECT_EQ(differing.code, static_cast<int>(Exit::kDiffers));
+  EXPECT_NE(differing.out.find("sink_tokens 0 -> 4"), std::string::npos) << differing.out;
+  EXPECT_NE(differing.out.find("1 of 2 layers"), std::string::npos) << differing.out;
+}
+
 TEST_F(CliTest, AnExportSaysThatNoRuntimeKeepsTheFirstTokens) {
   write_empty_record(record);
   merge_into_record(

@@ -104,6 +104,18 @@ TEST_F(PlainJsonTest, TheFormIsAsDocumented) {
             R"("granularity":"per_tensor","tap":"linear","scale":[0.05221764],"offset":[-7]}])");
 }
 
+TEST_F(PlainJsonTest, FirstTokensThatTheFactorsAreNotForAreSaid) {
+  const std::string path = folder / "factors.json";
+  const std::vector<LayerRecord> layers{
+      {.name = "layers.0.k_proj", .params = {{0.5F, 1}}, .sink_tokens = 4},
+      {.name = "layers.0.v_proj", .params = {{0.5F, 1}}}};
+  to("json", layers, path, false);
+  const Json json = read_json_object(path);
+  EXPECT_EQ(json["layers"][0]["sink_tokens"], 4);
+  EXPECT_FALSE(json["layers"][1].contains("sink_tokens"));
+  expect_equal(verify(path, "json", layers), 2);
+}
+
 TEST_F(PlainJsonTest, EntriesThatMakeNoSenseAreFindings) {
   const std::string path = folder / "factors.json";
   to("json", {{"layers.0.k_proj", {{0.5F, -7}}}}, path, false);
@@ -116,6 +128,8 @@ TEST_F(PlainJsonTest, EntriesThatMakeNoSenseAreFindings) {
   };
   expect_finding(with("dst_type", "INT5"), Verdict::kFatal, "INT5");
   expect_finding(with("dst_type", 3), Verdict::kFatal, "dst_type");
+  expect_finding(with("sink_tokens", -1), Verdict::kFatal, "sink_tokens");
+  expect_finding(with("sink_tokens", "4"), Verdict::kFatal, "sink_tokens");
   expect_finding(with("granularity", "per_channel"), Verdict::kFatal, "granularity");
   expect_finding(with("scale", Json::array({1, 2})), Verdict::kFatal, "same length");
   expect_finding(with("scale", Json::array({"1"})), Verdict::kFatal, "number");

@@ -2,12 +2,14 @@
 
 #include "amct/core/decimal.h"
 #include "amct/core/error.h"
+#include "amct/core/file.h"
 
 #include <algorithm>
 #include <cerrno>
 #include <cmath>
 #include <map>
 #include <numeric>
+#include <string_view>
 #include <utility>
 
 #include "export/factors.h"
@@ -200,11 +202,16 @@ std::string range_text(const std::vector<double>& values) {
 }
 
 std::string printable(const std::string& text) {
+  const bool whole = is_utf8(text);
   std::string result;
   for (const char c : text) {
-    if (static_cast<unsigned char>(c) < ' ' || c == '\x7F') {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte < ' ' || c == '\x7F') {
       const std::string escaped = Json(std::string(1, c)).dump();
       result += escaped.substr(1, escaped.size() - 2);
+    } else if (byte >= 0x80 && !whole) {
+      constexpr std::string_view kDigits = "0123456789abcdef";
+      result.append("\\x") += {kDigits[byte >> 4], kDigits[byte & 0xFU]};
     } else {
       result += c;
     }

@@ -36,7 +36,7 @@ std::string text_of(const EffectiveFactors& factors) {
     text += "no factors";
   }
   if (factors.match != Match::kNotCompared) text += "; " + std::string(name_of(factors.match));
-  if (!factors.difference.empty()) text += ": " + factors.difference;
+  if (!factors.difference.empty()) text += ": " + printable(factors.difference);
   return text + "\n";
 }
 
@@ -70,10 +70,10 @@ bool VerifyReport::ok() const {
 }
 
 std::string VerifyReport::to_text() const {
-  std::string text = path + " as " + runtime + " (" + readers + ")\n";
+  std::string text = printable(path) + " as " + runtime + " (" + readers + ")\n";
   for (const EffectiveFactors& factors : layers) text += text_of(factors);
   for (const Finding& finding : findings) text += text_of(finding);
-  for (const std::string& note : notes) text += "note: " + note + "\n";
+  for (const std::string& note : notes) text += "note: " + printable(note) + "\n";
   const auto wrong = std::ranges::count_if(findings, [](const Finding& f) { return is_bad(f); });
   const auto differing =
       std::ranges::count_if(layers, [](const EffectiveFactors& f) { return is_bad(f); });

@@ -165,5 +165,14 @@ TEST_F(LmdeployTest, AnyBytesAreAFinding) {
   support::expect_error<IoError>([&] { verify(folder / "none", "lmdeploy"); }, {"none"});
 }
 
+TEST_F(LmdeployTest, BytesThatAreNoTextAreEscaped) {
+  const std::string path = folder / "factors";
+  write_file(path, R"(record { key: "\377\376" scale: 0.5 offset: 0 } scale: 0.5 offset: 0)");
+  const std::string text = verify(path, "lmdeploy").to_text();
+  EXPECT_EQ(text.find('\xff'), std::string::npos) << text;
+  EXPECT_EQ(text.find('\xfe'), std::string::npos) << text;
+  EXPECT_NE(text.find("\\xff"), std::string::npos) << text;
+}
+
 }  // namespace
 }  // namespace amct

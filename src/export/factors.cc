@@ -15,8 +15,9 @@ namespace {
 /// Collects what of a record a runtime cannot be told, and the setting that it can.
 class Refusal {
  public:
-  explicit Refusal(const Runtime& runtime) : runtime_(&runtime) {
+  Refusal(const Runtime& runtime, std::optional<std::int64_t> heads) : runtime_(&runtime) {
     nearest_.granularity = runtime.capability.granularities.front();
+    nearest_.heads = heads.value_or(0);
   }
 
   /// `layer` in its coarsest form.
@@ -29,6 +30,8 @@ class Refusal {
     // A record of two formats is refused by the runtimes that have one for all.
     nearest_.grid = grid;
     const Granularity own = granularity_of(layer);
+    if (own == Granularity::kPerHead)
+      nearest_.heads = static_cast<std::int64_t>(layer.params.size());
     Granularity fitting = capability.granularities.front();
     for (const Granularity granularity : capability.granularities) {
       if (fineness(granularity) <= fineness(own)) fitting = granularity;
@@ -38,7 +41,9 @@ class Refusal {
     const bool has_offset =
         std::ranges::any_of(layer.params, [](const QuantParams& p) { return p.offset != 0; });
     if (has_offset && !capability.with_offset) add(layer, "offsets", "none");
-    if (has_offset && capability.with_offset && !grid.is_float()) nearest_.with_offset = true;
+    // A float format had no offsets to tell whether they are wanted.
+    const bool wants_offset = has_offset || layer.grid.is_float();
+    if (wants_offset && capability.with_offset && !grid.is_float()) nearest_.with_offset = true;
   }
 
   /// Keys that were observed before they became what is stored.
@@ -49,14 +54,16 @@ class Refusal {
 
   void throw_if_any() const {
     if (problems_.empty() && early_.empty()) return;
+    Setting nearest = nearest_;
+    if (nearest.granularity != Granularity::kPerHead) nearest.heads = 0;
     std::string what = std::string(runtime_->name) + " cannot use this record: ";
     if (!problems_.empty()) what += "layer '" + layer_ + "' has " + problems_;
     if (!early_.empty()) what += (problems_.empty() ? "" : "; ") + early_;
-    what += "; the nearest that it can: " + nearest_.command();
+    what += "; the nearest that it can: " + nearest.command();
     if (!early_.empty()) {
       what += ", with counts of tap cache, or allow_linear_tap for a model that does neither";
     }
-    throw Unrepresentable(what, nearest_);
+    throw Unrepresentable(what, nearest);
   }
 
  private:
@@ -141,6 +148,8 @@ void look_for_gaps(ExportJob* job) {
 std::string Setting::command() const {
   std::string text = "amct solve COUNTS --dst-type " + std::string(grid.name) + " --granularity " +
                      std::string(name_of(granularity));
+  if (granularity == Granularity::kPerHead)
+    text += " --heads " + (heads > 0 ? std::to_string(heads) : "HEADS");
   if (!with_offset) text += " --symmetric";
   return text + " -o record.txt";
 }
@@ -164,7 +173,7 @@ ExportJob start_export(const Runtime& runtime, std::span<const LayerRecord> laye
     if (!job.heads) job.heads = job.checkpoint->model().heads;
     if (!job.head_dim) job.head_dim = job.checkpoint->model().head_dim;
   }
-  Refusal refusal(runtime);
+  Refusal refusal(runtime, job.heads);
   for (AttentionLayer& layer : job.layers) {
     for (LayerRecord* half : {&layer.key, &layer.value}) {
       if (half->per_head && job.heads && std::cmp_not_equal(half->params.size(), *job.heads)) {

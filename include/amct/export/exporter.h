@@ -24,6 +24,7 @@ struct Setting {
   Granularity granularity = Granularity::kPerTensor;
   bool with_offset = false;
   Tap tap = Tap::kCache;
+  std::int64_t heads = 0;  ///< for factors per head; 0 where nothing tells
 
   /// The command that gives such a record: "amct solve COUNTS --dst-type INT8 ... -o record.txt".
   std::string command() const;

@@ -84,15 +84,22 @@ TEST_F(RefusalTest, TheNearestSettingIsNamed) {
   const auto offsets = model_record(kInt8, 8, false, 3);
   const auto fp8 = model_record(kFp8E4M3);
   const auto fp8_channels = model_record(kFp8E4M3, 8);
+  // The checkpoint has two heads, and without it a record of heads tells.
+  const Setting two_heads{kFp8E4M3, kPerHead, false, Tap::kCache, 2};
+  ExportOptions no_checkpoint;
+  no_checkpoint.output = folder / "out";
+  expect_refused("vllm", heads, no_checkpoint, two_heads, "INT8");
   expect_refused("lmdeploy", channels, options(), {kInt8, kPerTensor}, "per_channel");
   expect_refused("lmdeploy", heads, options(), {kInt8, kPerTensor}, "per_head");
-  expect_refused("lmdeploy", fp8, options(), {kInt8, kPerTensor}, "FP8_E4M3 (read: INT8)");
+  // Where offsets are read, those of an integer format are better with them.
+  expect_refused("lmdeploy", fp8, options(), {kInt8, kPerTensor, true}, "FP8_E4M3 (read: INT8)");
+  expect_refused("msmodelslim", fp8_channels, options(), {kInt8, kPerChannel, true}, "FP8_E4M3");
   expect_refused("lmdeploy", offsets, options(), {kInt8, kPerTensor, true}, "per_channel");
   expect_refused("vllm-ascend", offsets, options(), {kInt8, kPerChannel}, "offsets (read: none)");
   expect_refused("vllm-ascend", fp8_channels, options(), {kInt8, kPerChannel}, "FP8_E4M3");
   expect_refused("vllm", int8, options(), {kFp8E4M3, kPerTensor}, "INT8 (read: FP8_E4M3)");
-  expect_refused("vllm", offsets, options(), {kFp8E4M3, kPerHead}, "INT8");
-  expect_refused("vllm", fp8_channels, options(), {kFp8E4M3, kPerHead},
+  expect_refused("vllm", offsets, options(), two_heads, "INT8");
+  expect_refused("vllm", fp8_channels, options(), two_heads,
                  "per_channel (read: per_tensor or per_head)");
   expect_refused("vllm", model_record(kFp8E4M3Fnuz), options(), {kFp8E4M3, kPerTensor}, "FNUZ");
   expect_refused("vllm", model_record(kHif8), options(), {kFp8E4M3, kPerTensor}, "HIF8");
@@ -111,7 +118,10 @@ TEST_F(RefusalTest, TheNearestSettingIsNamed) {
 TEST_F(RefusalTest, TheCommandGivesTheSetting) {
   EXPECT_EQ(
       (Setting{kFp8E4M3, Granularity::kPerHead}).command(),
-      "amct solve COUNTS --dst-type FP8_E4M3 --granularity per_head --symmetric -o record.txt");
+      "amct solve COUNTS --dst-type FP8_E4M3 --granularity per_head --heads HEADS --symmetric "
+      "-o record.txt");
+  EXPECT_EQ((Setting{kInt8, Granularity::kPerHead, true, Tap::kCache, 2}).command(),
+            "amct solve COUNTS --dst-type INT8 --granularity per_head --heads 2 -o record.txt");
   EXPECT_EQ((Setting{kInt8, Granularity::kPerChannel, true}).command(),
             "amct solve COUNTS --dst-type INT8 --granularity per_channel -o record.txt");
 }

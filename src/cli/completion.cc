@@ -27,36 +27,71 @@ std::vector<std::string> flags_of(const CLI::Option& option) {
   return flags;
 }
 
+std::string joined(const std::vector<std::string>& words) {
+  return fmt::format("{}", fmt::join(words, " "));
+}
+
 std::string words_of(const CLI::App& app) {
   std::vector<std::string> words;
   for (const CLI::Option* option : app.get_options()) {
     for (const std::string& flag : flags_of(*option)) words.push_back(flag);
   }
-  return fmt::format("{}", fmt::join(words, " "));
+  return joined(words);
 }
 
-/// In words that zsh understands as well.
+bool takes_value(const CLI::Option& option) {
+  return !flags_of(option).empty() && option.get_items_expected_max() > 0;
+}
+
+/// The words that the arguments of a command may be.
+std::string arguments_of(const CLI::App& command) {
+  std::vector<std::string> words;
+  for (const CLI::Option* option : command.get_options()) {
+    if (!flags_of(*option).empty()) continue;
+    for (const std::string& word : words_taken_by(*option)) words.push_back(word);
+  }
+  return joined(words);
+}
+
+/// In words that zsh understands as well. The first word that is a command is the command: a file
+/// may be called as another is. Where nothing is known to complete, the shell offers files.
 std::string bash(const CLI::App& program) {
   std::vector<std::string> commands;
-  std::string cases;
+  std::string of_commands;
+  std::string of_options;
   for (const CLI::App* command : commands_of(program)) {
-    commands.push_back(command->get_name());
-    cases += fmt::format("    {}) words=\"{}\" ;;\n", command->get_name(), words_of(*command));
+    const std::string& name = command->get_name();
+    commands.push_back(name);
+    of_commands += fmt::format("      {0}) command={0} words=\"{1}\" arguments=\"{2}\"; break ;;\n",
+                               name, words_of(*command), arguments_of(*command));
+    for (const CLI::Option* option : command->get_options()) {
+      if (!takes_value(*option)) continue;
+      const std::string words = joined(words_taken_by(*option));
+      for (const std::string& flag : flags_of(*option)) {
+        of_options += fmt::format("    \"{} {}\") words=\"{}\" ;;\n", name, flag, words);
+      }
+    }
   }
-  const std::string names = fmt::format("{}", fmt::join(commands, " "));
   return fmt::format(
       "_amct_bash() {{\n"
-      "  local current=${{COMP_WORDS[COMP_CWORD]}} word words=\"{} {}\"\n"
+      "  local current=${{COMP_WORDS[COMP_CWORD]}} previous=${{COMP_WORDS[COMP_CWORD-1]}}\n"
+      "  local word command=\"\" arguments=\"\" before=\"\" words=\"{} {}\"\n"
+      "  # --option=value: bash takes it apart, zsh does not.\n"
+      "  if [[ $previous == = ]]; then previous=${{COMP_WORDS[COMP_CWORD-2]}}; fi\n"
+      "  if [[ $current == = ]]; then current=\"\"; fi\n"
+      "  if [[ $current == --*=* ]]; then\n"
+      "    previous=${{current%%=*}} before=${{current%%=*}}= current=${{current#*=}}\n"
+      "  fi\n"
       "  for word in \"${{COMP_WORDS[@]:1:$((COMP_CWORD-1))}}\"; do\n"
       "    case $word in\n{}    esac\n"
       "  done\n"
-      "  COMPREPLY=()\n"
-      "  if [[ $current == -* || $words == \"{} \"* ]]; then\n"
-      "    COMPREPLY=( $(compgen -W \"$words\" -- \"$current\") )\n"
-      "  fi\n"
+      "  case \"$command $previous\" in\n{}"
+      "    *) if [[ $command && $current != -* ]]; then words=$arguments; fi ;;\n"
+      "  esac\n"
+      "  COMPREPLY=( $(compgen -P \"$before\" -W \"$words\" -- \"$current\") )\n"
       "}}\n"
       "complete -o default -F _amct_bash amct\n",
-      names, words_of(program), cases, names);
+      joined(commands), words_of(program), of_commands, of_options);
 }
 
 /// As a file of $fpath it is the body of a function, which is to complete as well when it is first
@@ -85,7 +120,13 @@ std::string fish(const CLI::App& program) {
       std::string flags;
       for (const std::string& name : option->get_lnames()) flags += fmt::format(" -l {}", name);
       for (const std::string& name : option->get_snames()) flags += fmt::format(" -s {}", name);
-      if (flags.empty()) continue;
+      const std::vector<std::string> words = words_taken_by(*option);
+      if (!words.empty()) {
+        flags += fmt::format(" -x -a '{}'", joined(words));
+      } else if (takes_value(*option)) {
+        flags += " -r";
+      }
+      if (flags.empty()) continue;  // a file, which fish offers by itself
       script += fmt::format("complete -c amct -n '__fish_seen_subcommand_from {}'{} -d {}\n",
                             command->get_name(), flags, quoted(option->get_description()));
     }

@@ -5,6 +5,8 @@
 #include "amct/search/search.h"
 #include "amct/session/session.h"
 
+#include <cstdio>
+#include <memory>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -261,6 +263,29 @@ TEST_F(CliTest, CompletionAndReferenceNameEveryCommand) {
       EXPECT_NE(result.out.find(command), std::string::npos) << command;
     EXPECT_NE(result.out.find("dst-type"), std::string::npos);
   }
+}
+
+TEST_F(CliTest, CompletionKnowsTheWordsOfOptions) {
+  support::write_file(other, call({"completion", "bash"}).out);
+  const auto completed = [&](const std::string& words) {
+    const std::string line = "bash -c 'source \"" + other + "\"; COMP_WORDS=(" + words +
+                             "); COMP_CWORD=$((${#COMP_WORDS[@]}-1)); _amct_bash; "
+                             "echo \"${COMPREPLY[@]}\"'";
+    const std::unique_ptr<FILE, int (*)(FILE*)> pipe(::popen(line.c_str(), "r"), ::pclose);
+    std::string text(4096, '\0');
+    text.resize(std::fread(text.data(), 1, text.size(), pipe.get()));
+    return text;
+  };
+  EXPECT_EQ(completed("amct solv"), "solve\n");
+  EXPECT_EQ(completed("amct solve --dst-type FP8_E4"), "FP8_E4M3 FP8_E4M3FNUZ\n");
+  EXPECT_EQ(completed("amct solve --dst-type = INT"), "INT8 INT4\n");
+  EXPECT_EQ(completed("amct solve --algorithm=m"), "--algorithm=minmax --algorithm=mse\n");
+  EXPECT_EQ(completed("amct export --to vllm-"), "vllm-ascend\n");
+  EXPECT_EQ(completed("amct verify --as np"), "npz\n");
+  EXPECT_EQ(completed("amct export --dtype b"), "bfloat16\n");
+  EXPECT_EQ(completed("amct completion f"), "fish\n");
+  EXPECT_EQ(completed("amct diff merge --tol"), "--tolerance\n");  // a file called merge
+  EXPECT_EQ(completed("amct solve --record \"\""), "\n");          // a file, too
 }
 
 TEST(PrintableTest, NamesFromFilesCannotDriveTheTerminal) {

@@ -251,29 +251,49 @@ bool Checkpoint::normalizes_keys(const AttentionLayer& layer) const {
       [&](const char* norm) { return weights_.contains(layer.attention + norm); });
 }
 
-FolderTensors::FolderTensors(const std::string& folder, std::vector<Finding>* findings) {
+namespace {
+
+/// The files that the folder's index names.
+std::set<std::string> files_in_index(const std::string& folder, std::vector<Finding>* findings) {
+  std::set<std::string> listed;
+  try {
+    const Json json = read_json_object(path_in(folder, kIndexName));
+    for (const auto& [name, file] : member(json, "weight_map").items()) {
+      if (file.is_string()) listed.insert(file.get<std::string>());
+    }
+  } catch (const ValueError& error) {
+    findings->push_back({Verdict::kFatal, kIndexName, "", error.what()});
+  }
+  return listed;
+}
+
+}  // namespace
+
+FolderTensors::FolderTensors(const std::string& folder, const std::string& model_folder,
+                             std::vector<Finding>* findings) {
   const auto broken = [&](const std::string& key, const std::string& why) {
     findings->push_back({Verdict::kFatal, key, "", why});
   };
-  std::set<std::string> listed;
-  const std::string index = path_in(folder, kIndexName);
-  const bool has_index = file_exists(index);
-  if (has_index) {
-    try {
-      const Json json = read_json_object(index);
-      for (const auto& [name, file] : member(json, "weight_map").items()) {
-        if (file.is_string()) listed.insert(file.get<std::string>());
-      }
-    } catch (const ValueError& error) {
-      broken(kIndexName, error.what());
-    }
-  }
+  const bool has_index = file_exists(path_in(folder, kIndexName));
+  const std::set<std::string> listed =
+      has_index ? files_in_index(folder, findings) : std::set<std::string>();
+  std::vector<std::string> paths;
+  for (const std::string& name : shards_in(folder)) paths.push_back(path_in(folder, name));
   for (const std::string& name : listed) {
-    if (!is_plain_name(name) || !file_exists(path_in(folder, name))) {
-      broken(Json(name).dump(), "the index names this file, and it is not there");
+    const bool is_plain = is_plain_name(name);
+    if (is_plain && file_exists(path_in(folder, name))) continue;
+    if (is_plain && !model_folder.empty() && file_exists(path_in(model_folder, name))) {
+      paths.push_back(path_in(model_folder, name));
+      findings->push_back({Verdict::kUsed, name, "",
+                           "of the checkpoint; the runtime wants a copy of it with these files"});
+      continue;
     }
+    broken(Json(name).dump(),
+           "the index names this file, and it is not there; what was exported to a folder of its "
+           "own belongs into a copy of the checkpoint");
   }
-  for (const std::string& name : shards_in(folder)) {
+  for (const std::string& path : paths) {
+    const std::string name = path.substr(path.rfind('/') + 1);
     if (is_consolidated(name)) {
       findings->push_back({Verdict::kIgnored, name, "",
                            "left out here; vLLM reads it alone unless told another load format"});
@@ -284,7 +304,7 @@ FolderTensors::FolderTensors(const std::string& folder, std::vector<Finding>* fi
       continue;
     }
     try {
-      SafetensorsFile file(path_in(folder, name));
+      SafetensorsFile file(path);
       for (const TensorInfo& tensor : file.tensors()) {
         const auto [found, added] = tensors_.emplace(tensor.name, std::pair(files_.size(), tensor));
         if (!added) broken(tensor.name, "the tensor is in two files, " + name + " the second");

@@ -98,8 +98,11 @@ class Checkpoint {
 /// an index only the files it names, all *.safetensors without.
 class FolderTensors {
  public:
-  /// What is missing or broken goes into `findings`.
-  FolderTensors(const std::string& folder, std::vector<Finding>* findings);
+  /// What is missing or broken goes into `findings`. Files that the index names are looked for in
+  /// `model_folder`, too, where it is not empty: a folder of what was exported is to be put into a
+  /// copy of the checkpoint.
+  FolderTensors(const std::string& folder, const std::string& model_folder,
+                std::vector<Finding>* findings);
 
   const std::map<std::string, std::pair<std::size_t, TensorInfo>>& tensors() const {
     return tensors_;

@@ -187,7 +187,7 @@ VerifyReport verify(const std::string& path, const VerifyOptions& options) {
   }
   const std::optional<Json> settings = read_settings(v, path);
   const std::optional<bool> per_head = settings ? check_scheme(v, *settings) : std::nullopt;
-  const FolderTensors tensors(path, &v.report.findings);
+  const FolderTensors tensors(path, options.model_folder, &v.report.findings);
   if (!per_head) return finish(std::move(v));
   const NameRule rule{vllm_parameter, /*unknown_is_fatal=*/true};
   for (const auto& [attention, scales] : scales_in(v, tensors, rule)) {

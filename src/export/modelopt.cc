@@ -120,7 +120,7 @@ VerifyReport verify(const std::string& path, const VerifyOptions& options) {
     return finish(std::move(v));
   }
   const std::optional<Json> found = find_settings(v, path);
-  const FolderTensors tensors(path, &v.report.findings);
+  const FolderTensors tensors(path, options.model_folder, &v.report.findings);
   if (!found || !check_settings(v, *found)) return finish(std::move(v));
   for (const auto& [attention, scales] :
        scales_in(v, tensors, {vllm_parameter, /*unknown_is_fatal=*/true})) {

@@ -102,8 +102,9 @@ ExportReport write_modelslim(const Runtime& runtime, ExportJob&& job,
   return std::move(job.report);
 }
 
-ModelSlimFolder read_modelslim(const std::string& folder, std::vector<Finding>* findings) {
-  ModelSlimFolder result{std::nullopt, FolderTensors(folder, findings), {}};
+ModelSlimFolder read_modelslim(const std::string& folder, const std::string& model_folder,
+                               std::vector<Finding>* findings) {
+  ModelSlimFolder result{std::nullopt, FolderTensors(folder, model_folder, findings), {}};
   const std::string path = path_in(folder, kDescriptionName);
   try {
     result.description = read_json_object(path);

@@ -28,7 +28,8 @@ struct ModelSlimFolder {
   FolderTensors tensors;
   std::vector<std::string> attentions;  ///< modules that any tensor of factors belongs to
 };
-ModelSlimFolder read_modelslim(const std::string& folder, std::vector<Finding>* findings);
+ModelSlimFolder read_modelslim(const std::string& folder, const std::string& model_folder,
+                               std::vector<Finding>* findings);
 
 /// Factors of one half of an attention module; an offset that is not there is zeros.
 struct ModelSlimFactors {

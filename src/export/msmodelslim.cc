@@ -50,7 +50,7 @@ VerifyReport verify(const std::string& path, const VerifyOptions& options) {
     v.fatal("", "msModelSlim writes a folder");
     return finish(std::move(v));
   }
-  const ModelSlimFolder folder = read_modelslim(path, &v.report.findings);
+  const ModelSlimFolder folder = read_modelslim(path, options.model_folder, &v.report.findings);
   if (!folder.description) return finish(std::move(v));
   if (member(*folder.description, "kv_cache_type") != "C8") {
     v.wrong("kv_cache_type", "", "is not \"C8\": the cache stays plain");

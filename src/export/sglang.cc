@@ -184,7 +184,7 @@ VerifyReport verify(const std::string& path, const VerifyOptions& options) {
     read_file(v, path, options);
     return finish(std::move(v), /*may_merge=*/true);
   }
-  const FolderTensors tensors(path, &v.report.findings);
+  const FolderTensors tensors(path, options.model_folder, &v.report.findings);
   if (!check_config(v, path)) return finish(std::move(v));
   for (const auto& [attention, scales] : scales_in(v, tensors, {sglang_parameter})) {
     add_scalar_pair(v, attention, scales);

@@ -186,7 +186,7 @@ VerifyReport verify(const std::string& path, const VerifyOptions& options) {
     return finish(std::move(v));
   }
   const std::optional<Grid> grid = read_grid(v, path);
-  const FolderTensors tensors(path, &v.report.findings);
+  const FolderTensors tensors(path, options.model_folder, &v.report.findings);
   if (!grid) return finish(std::move(v));
   std::map<std::string, Found> found;
   for (const std::string& name : tensors.names()) sort_in(v, tensors, name, &found);

@@ -131,7 +131,7 @@ VerifyReport verify(const std::string& path, const VerifyOptions& options) {
     v.fatal("", "vllm-ascend reads a folder");
     return finish(std::move(v));
   }
-  const ModelSlimFolder folder = read_modelslim(path, &v.report.findings);
+  const ModelSlimFolder folder = read_modelslim(path, options.model_folder, &v.report.findings);
   std::set<std::int64_t> layers;
   if (!check_description(v, folder, &layers)) return finish(std::move(v));
   check_weights(v, folder);

@@ -17,6 +17,7 @@ namespace {
 
 using support::expect_equal;
 using support::expect_error;
+using support::expect_finding;
 using support::ExportTest;
 using support::model_record;
 using support::read_file;
@@ -289,6 +290,23 @@ TEST_F(CheckpointTest, AnotherLoadersFilesAreNotInTheIndex) {
   for (const auto& [name, file] : index["weight_map"].items()) {
     EXPECT_NE(file, "consolidated.safetensors") << name;
   }
+}
+
+TEST_F(CheckpointTest, AFolderOfItsOwnIsReadBesideTheCheckpoint) {
+  const std::string own = folder / "own";
+  for (const Runtime& runtime : runtimes()) {
+    if (runtime.output != OutputKind::kFolder || runtime.name == "sglang") continue;
+    const auto layers = model_record(runtime.capability.grids.front());
+    std::filesystem::remove_all(own);
+    to(runtime.name, layers, own);
+    VerifyOptions options;
+    options.record = layers;
+    options.model_folder = checkpoint;
+    const VerifyReport report = verify_export(own, runtime.name, options);
+    EXPECT_TRUE(report.ok()) << report.to_text();
+  }
+  to("vllm", model_record(kFp8E4M3), own);
+  expect_finding(verify(own, "vllm"), Verdict::kFatal, "copy of the checkpoint");
 }
 
 }  // namespace

@@ -61,7 +61,8 @@ struct EffectiveFactors {
 struct VerifyOptions {
   /// What the export was made from; without it only what is wrong by itself is found.
   std::optional<std::vector<LayerRecord>> record;
-  /// The checkpoint, where `path` is not one; tells what is left out below.
+  /// The checkpoint, where `path` is not one; tells what is left out below, and holds the weights
+  /// that an exported index names.
   std::string model_folder;
   std::optional<std::int64_t> layers;    ///< layers with a cache
   std::optional<std::int64_t> heads;     ///< key/value heads

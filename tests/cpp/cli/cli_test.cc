@@ -271,6 +271,7 @@ TEST_F(CliTest, CompletionKnowsTheWordsOfOptions) {
     const std::string line = "bash -c 'source \"" + other + "\"; COMP_WORDS=(" + words +
                              "); COMP_CWORD=$((${#COMP_WORDS[@]}-1)); _amct_bash; "
                              "echo \"${COMPREPLY[@]}\"'";
+    // The shell is what is tested. NOLINTNEXTLINE(bugprone-command-processor)
     const std::unique_ptr<FILE, int (*)(FILE*)> pipe(::popen(line.c_str(), "r"), ::pclose);
     std::string text(4096, '\0');
     text.resize(std::fread(text.data(), 1, text.size(), pipe.get()));

@@ -32,7 +32,7 @@ struct LayerPlan {
   /// Whether Session::add_channel_weights() is to be called for each batch, before it is observed.
   bool weighs_channels = false;
   bool channel_factors = false;  ///< whether each channel gets factors of its own
-  bool range_only = false;  ///< ranges are enough, see Observer
+  bool range_only = false;       ///< ranges are enough, see Observer
   NonFinitePolicy nonfinite = NonFinitePolicy::kRaise;
   std::int64_t batch_num = 1;  ///< batches needed
 };

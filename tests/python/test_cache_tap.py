@@ -12,6 +12,7 @@ import pytest
 import torch
 from families import CACHE, tiny
 from helpers import Decoder, calibrated, record_of, tokens
+from test_padding import exact
 
 transformers = pytest.importorskip("transformers")
 
@@ -240,10 +241,12 @@ def test_threads_do_not_mix_their_forwards(tmp_path: Path) -> None:
     for tap in ("linear", "cache"):
         records = []
         for threads in (1, 4):
-            model = tiny("llama")
+            # Other sums may differ in their last bit with the memory that a thread gets; these are exact.
+            model = exact("llama")
+            layers = [f"model.layers.0.self_attn.{part}_proj" for part in "kv"]
             text = definition(reach=64, batches=len(batches)).replace("cache", tap, 1)
             folder = tmp_path / f"{tap}{threads}"
-            calibrated(folder, model, definition=text.replace("kv_linear", "kv_cache"))
+            calibrated(folder, model, layers, text.replace("kv_linear", "kv_cache"))
             run = amct.calibration_run(model)
 
             def work(mine: list[Any], model: torch.nn.Module = model) -> None:

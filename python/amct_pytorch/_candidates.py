@@ -10,10 +10,14 @@ from amct_pytorch import _core
 from amct_pytorch._core import LayerResult
 
 _GRANULARITIES = {"per_tensor": 0, "per_channel": 1, "per_head": 2}
-_OFFSETS = {"symmetric": False, "asymmetric": True}
-_QUERY_WEIGHTED = "query_weighted"
-# Words of which one can be said.
-_KINDS = (tuple(_GRANULARITIES), tuple(_core.algorithm_names()), tuple(_OFFSETS))
+# The setting and its value that each word stands for.
+_WORDS: dict[str, tuple[str, Any]] = {
+    **{word: ("quant_granularity", number) for word, number in _GRANULARITIES.items()},
+    **{word: ("act_algo", word) for word in _core.algorithm_names()},
+    "symmetric": ("asymmetric", False),
+    "asymmetric": ("asymmetric", True),
+    "query_weighted": ("query_weighted", True),
+}
 # What a cache is called that stores keys or values as they are.
 UNQUANTIZED = "full"
 
@@ -39,7 +43,7 @@ class Candidate:
     def query_weighted(self) -> bool:
         """Whether it needs the weights of channels."""
         return any(
-            settings is not None and settings[_QUERY_WEIGHTED] for settings in (self.keys, self.values)
+            settings is not None and settings["query_weighted"] for settings in (self.keys, self.values)
         )
 
     def solve(
@@ -97,25 +101,16 @@ def parse_candidate(text: str) -> Candidate:
     settings: dict[str, Any] = {
         "quant_granularity": _GRANULARITIES["per_channel"],
         "act_algo": "minmax",
-        _QUERY_WEIGHTED: False,
+        "query_weighted": False,
     }
-    kinds = [next((kind for kind in _KINDS if word in kind), (word,)) for word in words]
-    for kind in kinds:
-        if kinds.count(kind) > 1:
-            both = [word for word in words if word in kind]
-            raise ValueError(f"'{text}': '{both[0]}' and '{both[1]}' do not go together; leave one out")
+    said: dict[str, str] = {}
     for word in words:
-        if word in _GRANULARITIES:
-            settings["quant_granularity"] = _GRANULARITIES[word]
-        elif word in _OFFSETS:
-            settings["asymmetric"] = _OFFSETS[word]
-        elif word in _core.algorithm_names():
-            settings["act_algo"] = word
-        elif word == _QUERY_WEIGHTED:
-            settings[_QUERY_WEIGHTED] = True
-        else:
-            known = [*_GRANULARITIES, *_core.algorithm_names(), *_OFFSETS, _QUERY_WEIGHTED]
-            raise ValueError(f"'{text}': '{word}' is none of {', '.join(known)}")
+        if word not in _WORDS:
+            raise ValueError(f"'{text}': '{word}' is none of {', '.join(_WORDS)}")
+        setting, value = _WORDS[word]
+        if setting in said:
+            raise ValueError(f"'{text}': '{said[setting]}' and '{word}' do not go together; leave one out")
+        settings[setting], said[setting] = value, word
     of_each = [_with_format(name, settings, text) for name in names]
     return Candidate(text.strip(), of_each[0], of_each[-1])
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from amct_pytorch import _core
 from amct_pytorch._core import LayerResult
+from amct_pytorch.discovery import KVLayer
 
 _GRANULARITIES = {"per_tensor": 0, "per_channel": 1, "per_head": 2}
 # The setting and its value that each word stands for.
@@ -49,8 +50,7 @@ class Candidate:
     def solve(
         self,
         counts_file: str,
-        roles: Mapping[str, str],
-        heads: int | None,
+        layers: Sequence[KVLayer],
         sink_tokens: int | None = None,
     ) -> list[LayerResult]:
         """The factors of the layers that are quantized, from what a calibration saw per channel.
@@ -59,10 +59,8 @@ class Candidate:
         ----------
         counts_file : str
             A counts file.
-        roles : mapping of str to str
-            'key' or 'value' by layer.
-        heads : int or None
-            Heads of the cache, for factors per head.
+        layers : sequence of KVLayer
+            The model's, in order; the heads of the first are those of factors per head.
         sink_tokens : int, optional
             What the factors are to say of first tokens; without it what the counts say.
 
@@ -71,6 +69,8 @@ class Candidate:
         ValueError
             The counts are of another model, or the settings do not fit them.
         """
+        roles = {layer.name: layer.role for layer in layers}
+        heads = next((layer.heads for layer in layers), None)
         found: dict[str, LayerResult] = {}
         for settings, role in ((self.keys, "key"), (self.values, "value")):
             if settings is None or (role == "value" and settings == self.keys):

@@ -48,7 +48,7 @@ from amct_pytorch._options import (
     Verbose,
 )
 from amct_pytorch._settings import Settings
-from amct_pytorch.discovery import KVLayer, find_kv_layers
+from amct_pytorch.discovery import find_kv_layers
 from amct_pytorch.evaluation import Evaluation, Quality
 from amct_pytorch.evaluation import evaluate as evaluate_model
 from amct_pytorch.recommend import DEFAULT_CANDIDATES, Recommendation
@@ -158,7 +158,8 @@ def evaluate(
         loaded, counts, calibration, batch_size, sink_tokens, max_position, weighted, device
     ) as seen:
         for candidate in wanted:
-            candidates[candidate.name] = _solved(candidate, seen, find_kv_layers(loaded))
+            solved = candidate.solve(seen, find_kv_layers(loaded))
+            candidates[candidate.name] = {result.name: factors_of(result) for result in solved}
     with timed("evaluated"), progress("Evaluating", len(rows) * len(candidates)) as done:
         found = evaluate_model(
             loaded,
@@ -399,12 +400,6 @@ def _counts_of(
         settings.write_config(config, model, math.ceil(len(rows) / batch_size))
         observe(model, config, record, path, rows, batch_size, device)
         yield str(path)
-
-
-def _solved(candidate: Candidate, counts: str, layers: list[KVLayer]) -> dict[str, Any]:
-    roles = {layer.name: layer.role for layer in layers}
-    heads = next((layer.heads for layer in layers), None)
-    return {result.name: factors_of(result) for result in candidate.solve(counts, roles, heads)}
 
 
 _HEADER = ("setting", "perplexity", "loss", "+-", "KL", "+-", "top-1", "bytes/token")

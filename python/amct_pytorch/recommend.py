@@ -109,10 +109,8 @@ def recommend(
     search = _Search(model, batches, max_loss, progress, sink_tokens, recent_tokens)
     counts = require_path("counts_file", counts_file)
     layers = find_kv_layers(model)
-    roles = {layer.name: layer.role for layer in layers}
-    heads = next((layer.heads for layer in layers), None)
     parsed = [parse_candidate(text) for text in candidates]
-    solved = {c.name: {r.name: r for r in c.solve(counts, roles, heads, sink_tokens)} for c in parsed}
+    solved = {c.name: {r.name: r for r in c.solve(counts, layers, sink_tokens)} for c in parsed}
     cheaper: Candidate | None = None
     ground: Candidate | None = None
     for candidate in parsed:
@@ -122,7 +120,7 @@ def recommend(
         cheaper = candidate
     base = {} if ground is None else solved[ground.name]
     base_name = UNQUANTIZED if ground is None else ground.name
-    chosen = dict.fromkeys(roles, base_name)
+    chosen = dict.fromkeys((layer.name for layer in layers), base_name)
     sensitivity: dict[str, float] = {}
     if cheaper is not None:
         low = solved[cheaper.name]

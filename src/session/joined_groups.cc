@@ -92,7 +92,8 @@ std::size_t groups_joined(Granularity wanted, std::int64_t head_num, const Obser
   return observer.groups() / heads;
 }
 
-void visit_joined(const Observer& observer, std::size_t joined, const Observer::Visit& visit) {
+void visit_joined(const Observer& observer, std::size_t joined, const Observer::Visit& visit,
+                  std::span<const std::uint64_t> weights) {
   if (joined == 1) {
     observer.visit(visit);
     return;
@@ -100,18 +101,12 @@ void visit_joined(const Observer& observer, std::size_t joined, const Observer::
   std::vector<ValueCounts> all(observer.groups());
   observer.visit([&](std::size_t group, const ValueCounts& values) { all[group] = values; });
   tbb::parallel_for(std::size_t{0}, all.size() / joined, [&](std::size_t group) {
-    visit(group, join(std::span(all).subspan(group * joined, joined)));
-  });
-}
-
-void visit_weighed(const Observer& observer, std::size_t joined, const Observer::Visit& visit) {
-  std::vector<ValueCounts> all(observer.groups());
-  observer.visit([&](std::size_t group, const ValueCounts& values) { all[group] = values; });
-  tbb::parallel_for(std::size_t{0}, all.size() / joined, [&](std::size_t group) {
     const std::span own = std::span(all).subspan(group * joined, joined);
-    const std::vector<std::uint64_t> weights =
-        whole_weights(observer.channel_weights().subspan(group * joined, joined));
-    for (std::size_t i = 0; i < joined; ++i) own[i] = times(own[i], weights[i]);
+    if (!weights.empty()) {
+      const std::vector<std::uint64_t> whole =
+          whole_weights(weights.subspan(group * joined, joined));
+      for (std::size_t i = 0; i < joined; ++i) own[i] = times(own[i], whole[i]);
+    }
     visit(group, join(own));
   });
 }

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 namespace amct {
 
@@ -15,10 +16,9 @@ namespace amct {
 std::size_t groups_joined(Granularity wanted, std::int64_t head_num, const Observer& observer);
 
 /// Calls visit(group, values) for every group of so many joined ones, on several threads at once.
-void visit_joined(const Observer& observer, std::size_t joined, const Observer::Visit& visit);
-
-/// The same, with each value as often as its channel weighs beside the others of its group (see
-/// Observer::channel_weights), in whole numbers of 1 to 1024.
-void visit_weighed(const Observer& observer, std::size_t joined, const Observer::Visit& visit);
+/// With weights, one for each of the observer's groups, a value comes as often as its own weighs
+/// beside the others that it is joined with, in whole numbers of 1 to 1024.
+void visit_joined(const Observer& observer, std::size_t joined, const Observer::Visit& visit,
+                  std::span<const std::uint64_t> weights = {});
 
 }  // namespace amct

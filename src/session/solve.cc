@@ -48,9 +48,10 @@ std::vector<GroupResult> solve_counts(const LayerConfig& config, const Algorithm
   const SearchTarget target{config.grid, with_offset};
   const bool weighed = config.weighs_channels() && joined > 1;
   if (weighed) {
-    visit_weighed(observer, joined, [&](std::size_t group, const ValueCounts& values) {
+    const auto search = [&](std::size_t group, const ValueCounts& values) {
       groups[group].params = algorithm.search(values, target, config.options).params;
-    });
+    };
+    visit_joined(observer, joined, search, observer.channel_weights());
   }
   // What the values lose is told of each as often as it was seen.
   visit_joined(observer, joined, [&](std::size_t group, const ValueCounts& values) {

@@ -130,6 +130,7 @@ class CacheTap(Tap):
         self._rotary = rotary
         self._layout: Layout | None = None
         self._can_turn = True
+        self._said_not_turned = False
         self._waiting: list[_Waiting] = []  # keys of batches that did not tell how they are turned
         self._lock = threading.Lock()
         self._forward = _Forward()
@@ -261,13 +262,22 @@ class CacheTap(Tap):
             self._layout = find_layout(self._forward.before, keys, angles)
             if self._layout is None:
                 self._can_turn = False
-                logger.warning(
-                    "layer '%s': how its keys are turned to their positions is not known, so its factors "
-                    "hold for the positions of the calibration alone",
-                    place.name,
-                )
+                self._say_not_turned(place)
                 return None
-        return call if self._layout.channels else None
+        if not self._layout.channels:
+            return None
+        if call is None:
+            self._say_not_turned(place)
+        return call
+
+    def _say_not_turned(self, place: Place) -> None:
+        if not self._said_not_turned:
+            self._said_not_turned = True
+            logger.warning(
+                "layer '%s': how its keys are turned to their positions is not known, so its factors "
+                "hold for the positions of the calibration alone",
+                place.name,
+            )
 
     def _call(self) -> RotaryCall | None:
         embeddings = self._forward.embeddings

@@ -230,13 +230,12 @@ def half_angles(embeddings: Any) -> Angles | None:
 
 
 def _copy_without_hooks(module: torch.nn.Module) -> torch.nn.Module:
-    """A copy that nobody watches; hooks would be copied with all that they hold."""
+    """A copy that nobody watches; hooks would be copied with all that they hold.
+
+    The module keeps its own meanwhile: forwards of other threads run through it.
+    """
     hooks = module._forward_hooks
-    module._forward_hooks = type(hooks)()
-    try:
-        return copy.deepcopy(module)
-    finally:
-        module._forward_hooks = hooks
+    return copy.deepcopy(module, {id(hooks): type(hooks)()})
 
 
 def _parts(embeddings: Any) -> list[torch.Tensor]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import copy
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +261,58 @@ def test_threads_do_not_mix_their_forwards(tmp_path: Path) -> None:
             assert {layer.batches for layer in run.results()} == {len(batches)}
             records.append((folder / "record.txt").read_bytes())
         assert records[0] == records[1]
+
+
+def test_a_forward_while_another_copies_the_rotary_embedding(tmp_path: Path) -> None:
+    """A thread that turns keys works on a copy of the embedding; one that runs meanwhile is watched all the same."""
+
+    class WhileCopied:
+        """What a module holds: as it is copied, something else happens."""
+
+        def __init__(self, happens: Callable[[], None]) -> None:
+            self.happens = happens
+
+        def __deepcopy__(self, memo: Any) -> None:
+            self.happens()
+
+    def run(batch: torch.Tensor) -> None:
+        with torch.inference_mode():
+            model(batch, use_cache=True)
+
+    records = []
+    with concurrent.futures.ThreadPoolExecutor(1) as other:
+        for together in (False, True):
+            model = exact("llama")
+            layers = [f"model.layers.0.self_attn.{part}_proj" for part in "kv"]
+            folder = tmp_path / str(together)
+            calibrated(folder, model, layers, definition(reach=64, batches=2))
+            second = iter([functools.partial(run, ids(2, length=9))])
+            if together:
+                model.model.rotary_emb.held = WhileCopied(
+                    lambda second=second: [other.submit(call).result() for call in second]
+                )
+            run(ids(1, length=8))
+            for call in second:
+                call()
+            records.append((folder / "record.txt").read_bytes())
+    assert records[0] == records[1]
+
+
+def test_a_batch_whose_angles_are_not_known_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Factors would hold for its positions alone, and nobody would know."""
+    model = tiny("llama")
+    calibrated(tmp_path, model, NAMES[:2], definition(reach=64, batches=3))
+    model(ids(), use_cache=True)
+    assert "not known" not in caplog.text
+    forward = model.model.rotary_emb.forward
+    model.model.rotary_emb.__class__ = type("Elsewhere", (torch.nn.Module,), {})
+    model.model.rotary_emb.forward = forward
+    model.model.rotary_emb._forward_hooks.clear()
+    for length in (8, 9):  # else the angles are those of the batch before
+        model(ids(length=length), use_cache=True)
+    assert caplog.text.count(f"layer '{NAMES[0]}': how its keys are turned to their positions is not known") == 1
 
 
 def test_two_models_with_the_same_names(tmp_path: Path) -> None:

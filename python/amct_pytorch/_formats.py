@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 
@@ -147,5 +148,5 @@ def _values(name: str, device: torch.device) -> torch.Tensor:
 def _codes(name: str, device: torch.device) -> torch.Tensor:
     """The codes of the magnitudes."""
     values = grid_of(name).values[:128]
-    order = sorted((value, code) for code, value in enumerate(values) if value == value)
+    order = sorted((value, code) for code, value in enumerate(values) if math.isfinite(value))
     return torch.tensor([code for _, code in order], dtype=torch.uint8, device=device)

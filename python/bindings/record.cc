@@ -46,7 +46,7 @@ void bind_grid(nb::module_& module) {
               values.push_back(grid.format().decode(static_cast<std::uint8_t>(code)));
             return values;
           },
-          "The value of each code of a float format, NaN where it is no number; else empty.")
+          "The value of each code of a float format; else empty.")
       .def("store", &Grid::store, "x"_a, "params"_a, "What is read back.");
   module.def(
       "find_grid", [](const std::string& name) { return amct::grid_named(name, "dst_type"); },

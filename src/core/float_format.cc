@@ -9,19 +9,27 @@ namespace amct {
 namespace {
 
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr std::uint8_t kSign = 0x80;
 
-/// Fields of fixed width: an exponent with this bias and `mantissa_bits` of mantissa. The last
-/// `specials` codes are no numbers.
-template <int kMantissaBits, int kBias, int kSpecials>
+/// Fields of fixed width: an exponent with this bias and a mantissa. The last `kNaNs` codes are no
+/// numbers, and the one before them is infinite where `kHasInfinity`.
+template <int kMantissaBits, int kBias, int kNaNs, bool kHasInfinity = false>
 float decode_fields(std::uint8_t code) {
-  if (code > 0x7F - kSpecials) return kNaN;
+  if (code > 0x7F - kNaNs) return kNaN;
+  if (kHasInfinity && code == 0x7F - kNaNs) return kInfinity;
   constexpr int kOne = 1 << kMantissaBits;
   const int exponent = code >> kMantissaBits;
   const int mantissa = code & (kOne - 1);
   const int normal = exponent > 0 ? 1 : 0;
   return std::ldexp(static_cast<float>(mantissa + normal * kOne),
                     exponent - normal + 1 - kBias - kMantissaBits);
+}
+
+template <int kMantissaBits, int kBias, int kNaNs, bool kHasInfinity = false>
+FloatFormat with_fields(float negative_zero) {
+  return {decode_fields<kMantissaBits, kBias, kNaNs, kHasInfinity>, negative_zero,
+          FloatFormat::Ties::kEven, kMantissaBits};
 }
 
 /// The prefix ("dot") tells the number of exponent bits: 11: 4, 10: 3, 01: 2, 001: 1, 0001: 0, and
@@ -47,18 +55,19 @@ float decode_hif8(std::uint8_t code) {
     if ((field & leading) != 0) exponent = -exponent;
   }
   const int one = 1 << mantissa_bits;
-  if (exponent == 15 && (code & 1) != 0) return std::numeric_limits<float>::infinity();
+  if (exponent == 15 && (code & 1) != 0) return kInfinity;
   return std::ldexp(static_cast<float>(one + (code & (one - 1))), exponent - mantissa_bits);
 }
 
 }  // namespace
 
-FloatFormat::FloatFormat(float (*decode)(std::uint8_t code), Ties ties) : ties_(ties) {
+FloatFormat::FloatFormat(float (*decode)(std::uint8_t code), float negative_zero, Ties ties,
+                         int mantissa_bits)
+    : ties_(ties), mantissa_bits_(mantissa_bits) {
   for (std::uint8_t code = 0; code < kSign; ++code) {
     const float value = decode(code);
-    by_code_[code] = std::isfinite(value) ? value : kNaN;
-    // The code of -0 is a NaN in some formats and useless in all: -0 is stored as 0.
-    by_code_[code | kSign] = code == 0 ? kNaN : -by_code_[code];
+    by_code_[code] = value;
+    by_code_[code | kSign] = code == 0 ? negative_zero : -value;
     if (std::isfinite(value)) codes_[size_++] = code;
   }
   std::sort(codes_.begin(), codes_.begin() + static_cast<std::ptrdiff_t>(size_),
@@ -93,27 +102,27 @@ bool FloatFormat::clips(double x) const {
 }
 
 const FloatFormat& fp8_e4m3() {
-  static const FloatFormat kFormat(decode_fields<3, 7, 1>, FloatFormat::Ties::kEven);
+  static const FloatFormat kFormat = with_fields<3, 7, 1>(-0.0F);
   return kFormat;
 }
 
 const FloatFormat& fp8_e5m2() {
-  static const FloatFormat kFormat(decode_fields<2, 15, 4>, FloatFormat::Ties::kEven);
+  static const FloatFormat kFormat = with_fields<2, 15, 3, true>(-0.0F);
   return kFormat;
 }
 
 const FloatFormat& fp8_e4m3fnuz() {
-  static const FloatFormat kFormat(decode_fields<3, 8, 0>, FloatFormat::Ties::kEven);
+  static const FloatFormat kFormat = with_fields<3, 8, 0>(kNaN);
   return kFormat;
 }
 
 const FloatFormat& fp8_e5m2fnuz() {
-  static const FloatFormat kFormat(decode_fields<2, 16, 0>, FloatFormat::Ties::kEven);
+  static const FloatFormat kFormat = with_fields<2, 16, 0>(kNaN);
   return kFormat;
 }
 
 const FloatFormat& hif8() {
-  static const FloatFormat kFormat(decode_hif8, FloatFormat::Ties::kAway);
+  static const FloatFormat kFormat(decode_hif8, kNaN, FloatFormat::Ties::kAway);
   return kFormat;
 }
 

@@ -20,17 +20,28 @@ struct CodeFormat {
   enum class Kind : std::uint8_t {
     kInt8,   ///< a two's complement byte
     kInt4,   ///< two two's complement nibbles a byte, the low one first
-    kFloat,  ///< a byte of a FloatFormat
+    kFp8,    ///< a byte of a FloatFormat with fields of fixed width, rounded to even
+    kFloat,  ///< a byte of any other FloatFormat
   };
 
   Kind kind = Kind::kInt8;
   float qmin = 0;                       ///< of an integer format
   float qmax = 0;                       ///< of an integer format
-  const FloatFormat* format = nullptr;  ///< of a float format, with its tables:
+  const FloatFormat* format = nullptr;  ///< of a float format, and its tables:
+  float max = 0;
+  int mantissa_bits = 0;               ///< of FP8
+  std::int32_t smallest_exponent = 0;  ///< pattern of the smallest normal number of FP8
   /// kCells entries: the code of a cell's first value, and above bit 8 that of all its others.
   const std::uint32_t* cells = nullptr;
-  const float* decoded = nullptr;  ///< the value of each of 256 codes
+  /// What the codes 0x00 to 0x7F stand for as patterns of bfloat16, which has all of these values:
+  /// their low bytes, then their high ones.
+  const std::uint8_t* patterns = nullptr;
+  std::uint16_t negative_zero = 0;  ///< the pattern of the code 0x80
 };
+
+constexpr bool is_float(CodeFormat::Kind kind) {
+  return kind == CodeFormat::Kind::kFp8 || kind == CodeFormat::Kind::kFloat;
+}
 
 /// The format of one of grids(); its tables are made once and stay.
 CodeFormat code_format(const Grid& grid);

@@ -42,28 +42,33 @@ struct Factors {
         offsets(of.table->offsets() + of.first),
         inverses(of.table->inverses() + of.first),
         biases(of.table->biases() + of.first),
-        sure_distance(of.table->sure_distance()) {}
+        sure_distance(of.table->sure_distance()),
+        sure_margin(of.table->sure_margin()) {}
 
   const float* scales;
   const float* offsets;
   const float* inverses;
   const std::int32_t* biases;
   float sure_distance;
+  std::int32_t sure_margin;
 };
 
-/// Values that are handled at once: two vectors.
-constexpr std::size_t kStep = 2 * hn::MaxLanes(hn::ScalableTag<float>());
+/// Values that are handled at once: two vectors, or four whose codes are a whole one.
+template <Kind kKind>
+constexpr std::size_t kStep = (is_float(kKind) ? 4 : 2) *
+                              hn::MaxLanes(hn::ScalableTag<float>());
 
 /// Calls step(channel) for each whole step of a row, and rest(channel, count) for what is left of
 /// it. Where the row is long enough, that is the step that ends with it: what was done is done
 /// again.
 template <Kind kKind, class OnStep, class OnRest>
 HWY_INLINE void OverRow(std::size_t width, OnStep step, OnRest rest) {
+  constexpr std::size_t kWhole = kStep<kKind>;
   std::size_t channel = 0;
-  for (; channel + kStep <= width; channel += kStep) step(channel);
+  for (; channel + kWhole <= width; channel += kWhole) step(channel);
   if (channel == width) return;
-  if (width >= kStep && (kKind != Kind::kInt4 || width % 2 == 0)) {
-    step(width - kStep);
+  if (width >= kWhole && (kKind != Kind::kInt4 || width % 2 == 0)) {
+    step(width - kWhole);
   } else {
     rest(channel, width - channel);
   }

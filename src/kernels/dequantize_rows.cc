@@ -77,36 +77,29 @@ HWY_INLINE void StoreValues(D df, V low, V high, std::byte* HWY_RESTRICT to) {
   }
 }
 
-/// The values of a vector of codes.
-template <Kind kKind, bool kPerChannel, class D, class VI>
-HWY_INLINE hn::Vec<D> Decode(D df, const CodeFormat& format, const Factors& factors,
-                             std::size_t channel, VI codes) {
+/// The values of a vector of integer codes.
+template <bool kPerChannel, class D, class VI>
+HWY_INLINE hn::Vec<D> Decode(D df, const Factors& factors, std::size_t channel, VI codes) {
   const auto scale = LoadFactors<kPerChannel>(df, factors.scales, channel);
-  if constexpr (kKind == Kind::kFloat) {
-    return hn::Mul(hn::GatherIndex(df, format.decoded, codes), scale);
-  } else {
-    const auto offset = LoadFactors<kPerChannel>(df, factors.offsets, channel);
-    return hn::Mul(hn::Sub(hn::ConvertTo(df, codes), offset), scale);
-  }
+  const auto offset = LoadFactors<kPerChannel>(df, factors.offsets, channel);
+  return hn::Mul(hn::Sub(hn::ConvertTo(df, codes), offset), scale);
 }
 
 template <Kind kKind, DType kType, bool kPerChannel>
-HWY_INLINE void DecodeStep(const CodeFormat& format, const Factors& factors, std::size_t channel,
-                           const std::uint8_t* HWY_RESTRICT codes, std::byte* HWY_RESTRICT values) {
+HWY_INLINE void DecodeIntegers(const Factors& factors, std::size_t channel,
+                               const std::uint8_t* HWY_RESTRICT codes,
+                               std::byte* HWY_RESTRICT values) {
   const hn::ScalableTag<float> df;
   const hn::RebindToSigned<decltype(df)> di;
   const hn::Rebind<std::uint8_t, decltype(df)> du8;
   const hn::Rebind<std::int8_t, decltype(df)> di8;
-  constexpr std::size_t kHalf = kStep / 2;
+  constexpr std::size_t kHalf = kStep<kKind> / 2;
   auto low = hn::Zero(di);
   auto high = hn::Zero(di);
   if constexpr (kKind == Kind::kInt8) {
     const auto* bytes = reinterpret_cast<const std::int8_t*>(codes);
     low = hn::PromoteTo(di, hn::LoadU(di8, bytes));
     high = hn::PromoteTo(di, hn::LoadU(di8, bytes + kHalf));
-  } else if constexpr (kKind == Kind::kFloat) {
-    low = hn::PromoteTo(di, hn::LoadU(du8, codes));
-    high = hn::PromoteTo(di, hn::LoadU(du8, codes + kHalf));
   } else {
     const hn::Rebind<std::uint16_t, decltype(df)> du16;
     const hn::Repartition<std::int8_t, decltype(du16)> both8;
@@ -118,16 +111,92 @@ HWY_INLINE void DecodeStep(const CodeFormat& format, const Factors& factors, std
     low = hn::PromoteTo(di, hn::LowerHalf(di8, bytes));
     high = hn::PromoteTo(di, hn::UpperHalf(di8, bytes));
   }
-  StoreValues<kType>(df, Decode<kKind, kPerChannel>(df, format, factors, channel, low),
-                     Decode<kKind, kPerChannel>(df, format, factors, channel + kHalf, high),
-                     values);
+  StoreValues<kType>(df, Decode<kPerChannel>(df, factors, channel, low),
+                     Decode<kPerChannel>(df, factors, channel + kHalf, high), values);
+}
+
+/// Codes so that what is interleaved twice, within blocks of 16 bytes, has them in order.
+template <class D8, class V8 = hn::Vec<D8>>
+HWY_INLINE V8 InOrderOfBlocks(D8 d8, V8 codes) {
+  const hn::Repartition<std::int32_t, D8> di;
+  constexpr std::size_t kLanes = hn::MaxLanes(hn::Repartition<std::int32_t, D8>());
+  constexpr std::size_t kBlocks = kLanes / 4;
+  if constexpr (kBlocks == 1) {
+    return codes;
+  } else {
+    alignas(64) std::int32_t order[kLanes];
+    for (std::size_t i = 0; i < kLanes; ++i)
+      order[i] = static_cast<std::int32_t>(i % 4 * kBlocks + i / 4);
+    return hn::BitCast(d8,
+                       hn::TableLookupLanes(hn::BitCast(di, codes), hn::SetTableIndices(di, order)));
+  }
+}
+
+/// What the lower seven bits of each index choose of 128 bytes.
+template <class D8, class V8 = hn::Vec<D8>>
+HWY_INLINE V8 LookUp128(D8 d8, const std::uint8_t* HWY_RESTRICT table, V8 indices) {
+  const auto in_block = hn::And(indices, hn::Set(d8, 0x0F));
+  const auto of_block = [&](std::size_t block) HWY_ATTR {
+    return hn::TableLookupBytes(hn::LoadDup128(d8, table + 16 * block), in_block);
+  };
+  const auto bit4 = hn::TestBit(indices, hn::Set(d8, 0x10));
+  const auto of_two = [&](std::size_t block) HWY_ATTR {
+    return hn::IfThenElse(bit4, of_block(block + 1), of_block(block));
+  };
+  const auto bit5 = hn::TestBit(indices, hn::Set(d8, 0x20));
+  const auto of_four = [&](std::size_t block) HWY_ATTR {
+    return hn::IfThenElse(bit5, of_two(block + 2), of_two(block));
+  };
+  return hn::IfThenElse(hn::TestBit(indices, hn::Set(d8, 0x40)), of_four(4), of_four(0));
+}
+
+template <DType kType, bool kPerChannel>
+HWY_INLINE void DecodeFloats(const CodeFormat& format, const Factors& factors, std::size_t channel,
+                             const std::uint8_t* HWY_RESTRICT codes,
+                             std::byte* HWY_RESTRICT values) {
+  const hn::ScalableTag<float> df;
+  const hn::Repartition<std::uint8_t, decltype(df)> d8;
+  const hn::Repartition<std::uint16_t, decltype(df)> d16;
+  constexpr std::size_t kQuarter = kStep<Kind::kFloat> / 4;
+  const auto code = InOrderOfBlocks(d8, hn::LoadU(d8, codes));
+  const auto sign = hn::Set(d8, 0x80);
+  const auto is_negative_zero = hn::Eq(code, sign);
+  const auto low = hn::IfThenElse(
+      is_negative_zero, hn::Set(d8, static_cast<std::uint8_t>(format.negative_zero & 0xFF)),
+      LookUp128(d8, format.patterns, code));
+  const auto high = hn::IfThenElse(
+      is_negative_zero, hn::Set(d8, static_cast<std::uint8_t>(format.negative_zero >> 8)),
+      hn::Or(LookUp128(d8, format.patterns + 128, code), hn::And(code, sign)));
+  const auto value = [&](auto patterns, std::size_t quarter) HWY_ATTR {
+    return hn::Mul(
+        hn::BitCast(df, patterns),
+        LoadFactors<kPerChannel>(df, factors.scales, channel + quarter * kQuarter));
+  };
+  const auto zero = hn::Zero(d16);
+  const auto first = hn::BitCast(d16, hn::InterleaveLower(d8, low, high));
+  StoreValues<kType>(df, value(hn::InterleaveLower(d16, zero, first), 0),
+                     value(hn::InterleaveUpper(d16, zero, first), 1), values);
+  const auto second = hn::BitCast(d16, hn::InterleaveUpper(d8, low, high));
+  StoreValues<kType>(df, value(hn::InterleaveLower(d16, zero, second), 2),
+                     value(hn::InterleaveUpper(d16, zero, second), 3),
+                     values + 2 * kQuarter * size_of(kType));
+}
+
+template <Kind kKind, DType kType, bool kPerChannel>
+HWY_INLINE void DecodeStep(const CodeFormat& format, const Factors& factors, std::size_t channel,
+                           const std::uint8_t* codes, std::byte* values) {
+  if constexpr (kKind == Kind::kFloat) {
+    DecodeFloats<kType, kPerChannel>(format, factors, channel, codes, values);
+  } else {
+    DecodeIntegers<kKind, kType, kPerChannel>(factors, channel, codes, values);
+  }
 }
 
 template <Kind kKind, DType kType, bool kPerChannel>
 HWY_INLINE void DecodeRest(const CodeFormat& format, const Factors& factors, std::size_t channel,
                            std::size_t rest, const std::uint8_t* codes, std::byte* values) {
-  alignas(64) std::uint8_t coded[kStep] = {};
-  alignas(64) std::byte whole[kStep * size_of(kType)];
+  alignas(64) std::uint8_t coded[kStep<kKind>] = {};
+  alignas(64) std::byte whole[kStep<kKind> * size_of(kType)];
   std::memcpy(coded, codes, code_bytes(kKind, rest));
   DecodeStep<kKind, kType, kPerChannel>(format, factors, channel, coded, whole);
   std::memcpy(values, whole, rest * size_of(kType));
@@ -169,7 +238,8 @@ void Dequantize(const CodeFormat& format, const RowFactors& factors, const Rows&
     case Kind::kInt4:
       DecodeKind<Kind::kInt4>(format, factors, rows, dtype, codes, values);
       break;
-    case Kind::kFloat:
+    case Kind::kFp8:
+    case Kind::kFloat:  // the tables are of the same form
       DecodeKind<Kind::kFloat>(format, factors, rows, dtype, codes, values);
       break;
   }
@@ -206,7 +276,7 @@ void store(DType dtype, float value, std::byte* to) {
 }
 
 float decode(const CodeFormat& format, float scale, float offset, std::uint8_t code) {
-  if (format.kind == Kind::kFloat) return format.format->decode(code) * scale;
+  if (is_float(format.kind)) return format.format->decode(code) * scale;
   return (static_cast<float>(static_cast<std::int8_t>(code)) - offset) * scale;
 }
 

@@ -15,10 +15,18 @@ FactorTable::FactorTable(std::span<const float> scales, std::span<const float> o
     // then as much again for the error. Beyond these scales inverses are not that exact; inverses
     // of powers of two are exact.
     float distance = 0.5F - (258 + std::fabs(offsets[i])) * 0x1p-22F;
+    std::int32_t margin = 4;  // 3u is 3 steps of a pattern at most
     int exponent = 0;
-    if (std::frexp(scales[i], &exponent) == 0.5F) distance = 0.5F;
-    if (exponent < -100 || exponent > 100) distance = -1;
+    if (std::frexp(scales[i], &exponent) == 0.5F) {
+      distance = 0.5F;
+      margin = 0;
+    }
+    if (exponent < -100 || exponent > 100) {
+      distance = -1;
+      margin = 1 << 18;
+    }
     sure_distance_ = std::min(sure_distance_, distance);
+    sure_margin_ = std::max(sure_margin_, margin);
   }
   constexpr std::size_t kSlack = 64;
   scales_.resize(scales_.size() + kSlack, 1.0F);

@@ -25,6 +25,9 @@ class FactorTable {
   /// x * inverse rounds as x / scale does where it is no farther from the whole number it rounds
   /// to; negative where that cannot be told.
   float sure_distance() const { return sure_distance_; }
+  /// x * inverse lies between the same neighbours as x / scale, of numbers whose patterns are
+  /// multiples of 2^19, where its own pattern is as far from them; 2^18 where that cannot be told.
+  std::int32_t sure_margin() const { return sure_margin_; }
 
  private:
   std::vector<float> scales_;
@@ -32,6 +35,7 @@ class FactorTable {
   std::vector<float> inverses_;
   std::vector<std::int32_t> biases_;
   float sure_distance_ = 0.5F;
+  std::int32_t sure_margin_ = 0;
 };
 
 }  // namespace amct::kernels

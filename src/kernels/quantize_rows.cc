@@ -101,64 +101,130 @@ HWY_INLINE hn::Vec<hn::Repartition<std::int16_t, DI>> Narrow(DI di, VI low, VI h
   }
 }
 
-/// Codes of a float format, one a lane.
-template <bool kPerChannel, class D, class V = hn::Vec<D>>
-HWY_INLINE hn::Vec<hn::RebindToSigned<D>> LookUp(D df, const CodeFormat& format,
-                                                 const Factors& factors, std::size_t channel, V x) {
+/// The code of a quotient of a float format, one a lane.
+template <Kind kKind, class D, class V = hn::Vec<D>>
+HWY_INLINE hn::Vec<hn::RebindToSigned<D>> CodeOf(D df, const CodeFormat& format, V quotient) {
   const hn::RebindToUnsigned<D> du;
   const hn::RebindToSigned<D> di;
-  const auto quotient = hn::Div(x, LoadFactors<kPerChannel>(df, factors.scales, channel));
-  const auto bits = hn::BitCast(du, quotient);
-  const auto magnitude = hn::IfThenElseZero(hn::RebindMask(du, hn::Eq(quotient, quotient)),
-                                            hn::And(bits, hn::Set(du, 0x7FFFFFFF)));
-  const auto cell = hn::BitCast(di, hn::ShiftRight<kCellBits>(magnitude));
-  const auto codes = hn::GatherIndex(du, format.cells, cell);
-  const auto inside = hn::And(magnitude, hn::Set(du, (1U << kCellBits) - 1));
-  const auto code =
-      hn::And(hn::IfThenElse(hn::Eq(inside, hn::Zero(du)), codes, hn::ShiftRight<8>(codes)),
-              hn::Set(du, 0x7F));
-  const auto sign = hn::And(hn::ShiftRight<24>(bits), hn::Set(du, 0x80));
+  const auto magnitude = hn::IfThenElseZero(hn::Eq(quotient, quotient), hn::Abs(quotient));
+  auto code = hn::Zero(di);
+  if constexpr (kKind == Kind::kFp8) {
+    const auto limited = hn::Min(magnitude, hn::Set(df, format.max));
+    const auto smallest = hn::Set(di, format.smallest_exponent);
+    const auto exponent =
+        hn::Max(hn::And(hn::BitCast(di, limited), hn::Set(di, std::int32_t{0x7F800000})), smallest);
+    // Added to a number of this exponent, it leaves as many bits of fraction as the format has,
+    // rounded to even. What is beyond it in the sum's pattern counts its steps, from zero on.
+    const int dropped = 23 - format.mantissa_bits;
+    const auto shift = hn::Add(exponent, hn::Set(di, dropped << 23));
+    const auto sum = hn::BitCast(di, hn::Add(limited, hn::BitCast(df, shift)));
+    code = hn::Add(hn::Sub(sum, shift), hn::ShiftRightSame(hn::Sub(exponent, smallest), dropped));
+  } else {
+    const auto pattern = hn::BitCast(du, magnitude);
+    const auto cell = hn::BitCast(di, hn::ShiftRight<kCellBits>(pattern));
+    const auto codes = hn::GatherIndex(du, format.cells, cell);
+    const auto inside = hn::And(pattern, hn::Set(du, (1U << kCellBits) - 1));
+    code = hn::BitCast(
+        di, hn::And(hn::IfThenElse(hn::Eq(inside, hn::Zero(du)), codes, hn::ShiftRight<8>(codes)),
+                    hn::Set(du, 0x7F)));
+  }
+  const auto sign = hn::And(hn::BitCast(di, hn::ShiftRight<24>(hn::BitCast(du, quotient))),
+                            hn::Set(di, std::int32_t{0x80}));
   // Zero has no sign.
-  return hn::BitCast(di, hn::Or(code, hn::IfThenElseZero(hn::Ne(code, hn::Zero(du)), sign)));
+  return hn::Or(code, hn::IfThenElseZero(hn::Ne(code, hn::Zero(di)), sign));
+}
+
+/// Where in its cell x * inverse lies, counted from FactorTable::sure_margin() before the first
+/// number of a cell.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE hn::Vec<hn::RebindToSigned<D>> PlaceInCell(D df, const Factors& factors, V product) {
+  const hn::RebindToSigned<D> di;
+  // Far below the smallest number of a format all become zero.
+  const auto magnitude = hn::Max(hn::BitCast(di, hn::Abs(product)),
+                                 hn::BitCast(di, hn::Set(df, 0x1.08p-40F)));
+  return hn::And(hn::Add(magnitude, hn::Set(di, factors.sure_margin)),
+                 hn::Set(di, (std::int32_t{1} << kCellBits) - 1));
 }
 
 template <Kind kKind, DType kType, bool kPerChannel>
-HWY_INLINE void EncodeStep(const CodeFormat& format, const Factors& factors, std::size_t channel,
+HWY_INLINE void EncodeFloats(const CodeFormat& format, const Factors& factors, std::size_t channel,
+                             const std::byte* HWY_RESTRICT values,
+                             std::uint8_t* HWY_RESTRICT codes) {
+  const hn::ScalableTag<float> df;
+  const hn::RebindToSigned<decltype(df)> di;
+  const hn::Rebind<std::uint8_t, hn::Repartition<std::int16_t, decltype(df)>> du8;
+  constexpr std::size_t kQuarter = kStep<kKind> / 4;
+  const auto value = [&](std::size_t quarter) HWY_ATTR {
+    return LoadValues<kType>(df, values + quarter * kQuarter * size_of(kType));
+  };
+  const auto product = [&](std::size_t quarter) HWY_ATTR {
+    const std::size_t c = channel + quarter * kQuarter;
+    return hn::Mul(value(quarter), LoadFactors<kPerChannel>(df, factors.inverses, c));
+  };
+  auto q0 = product(0);
+  auto q1 = product(1);
+  auto q2 = product(2);
+  auto q3 = product(3);
+  const auto place = hn::Min(
+      hn::Min(PlaceInCell(df, factors, q0), PlaceInCell(df, factors, q1)),
+      hn::Min(PlaceInCell(df, factors, q2), PlaceInCell(df, factors, q3)));
+  if (HWY_UNLIKELY(
+          !hn::AllTrue(di, hn::Gt(place, hn::Set(di, 2 * factors.sure_margin - 1))))) {
+    const auto quotient = [&](std::size_t quarter) HWY_ATTR {
+      const std::size_t c = channel + quarter * kQuarter;
+      return hn::Div(value(quarter), LoadFactors<kPerChannel>(df, factors.scales, c));
+    };
+    q0 = quotient(0);
+    q1 = quotient(1);
+    q2 = quotient(2);
+    q3 = quotient(3);
+  }
+  const auto first = Narrow(di, CodeOf<kKind>(df, format, q0), CodeOf<kKind>(df, format, q1));
+  hn::StoreU(hn::DemoteTo(du8, first), du8, codes);
+  const auto second = Narrow(di, CodeOf<kKind>(df, format, q2), CodeOf<kKind>(df, format, q3));
+  hn::StoreU(hn::DemoteTo(du8, second), du8, codes + 2 * kQuarter);
+}
+
+template <Kind kKind, DType kType, bool kPerChannel>
+HWY_INLINE void EncodeIntegers(const CodeFormat& format, const Factors& factors, std::size_t channel,
                            const std::byte* HWY_RESTRICT values, std::uint8_t* HWY_RESTRICT codes) {
   const hn::ScalableTag<float> df;
   const hn::RebindToSigned<decltype(df)> di;
   const hn::Repartition<std::int16_t, decltype(df)> di16;
-  constexpr std::size_t kHalf = kStep / 2;
+  constexpr std::size_t kHalf = kStep<kKind> / 2;
   const auto x0 = LoadValues<kType>(df, values);
   const auto x1 = LoadValues<kType>(df, values + kHalf * size_of(kType));
-  if constexpr (kKind == Kind::kFloat) {
-    const hn::Rebind<std::uint8_t, decltype(di16)> du8;
-    const auto low = LookUp<kPerChannel>(df, format, factors, channel, x0);
-    const auto high = LookUp<kPerChannel>(df, format, factors, channel + kHalf, x1);
-    hn::StoreU(hn::DemoteTo(du8, Narrow(di, low, high)), du8, codes);
+  auto low = hn::Zero(di);
+  auto high = hn::Zero(di);
+  const auto sure = hn::And(Multiply<kPerChannel>(df, factors, channel, x0, low),
+                            Multiply<kPerChannel>(df, factors, channel + kHalf, x1, high));
+  if (HWY_UNLIKELY(!hn::AllTrue(df, sure))) {
+    low = Divide<kPerChannel>(df, format, factors, channel, x0);
+    high = Divide<kPerChannel>(df, format, factors, channel + kHalf, x1);
+  }
+  const auto narrow = Narrow(di, low, high);
+  if constexpr (kKind == Kind::kInt8) {
+    const hn::Rebind<std::int8_t, decltype(di16)> di8;
+    hn::StoreU(hn::DemoteTo(di8, narrow), di8, reinterpret_cast<std::int8_t*>(codes));
   } else {
-    auto low = hn::Zero(di);
-    auto high = hn::Zero(di);
-    const auto sure = hn::And(Multiply<kPerChannel>(df, factors, channel, x0, low),
-                              Multiply<kPerChannel>(df, factors, channel + kHalf, x1, high));
-    if (HWY_UNLIKELY(!hn::AllTrue(df, sure))) {
-      low = Divide<kPerChannel>(df, format, factors, channel, x0);
-      high = Divide<kPerChannel>(df, format, factors, channel + kHalf, x1);
-    }
-    const auto narrow = Narrow(di, low, high);
-    if constexpr (kKind == Kind::kInt8) {
-      const hn::Rebind<std::int8_t, decltype(di16)> di8;
-      hn::StoreU(hn::DemoteTo(di8, narrow), di8, reinterpret_cast<std::int8_t*>(codes));
-    } else {
-      const hn::Rebind<std::uint8_t, decltype(di)> du8;
-      const auto clamped =
-          hn::Min(hn::Max(narrow, hn::Set(di16, std::int16_t{-8})), hn::Set(di16, std::int16_t{7}));
-      // A 32-bit lane has the code of an even channel, then that of the odd one after it.
-      const auto pairs = hn::BitCast(di, clamped);
-      const auto even = hn::And(pairs, hn::Set(di, std::int32_t{0x0F}));
-      const auto odd = hn::And(hn::ShiftRight<12>(pairs), hn::Set(di, std::int32_t{0xF0}));
-      hn::StoreU(hn::DemoteTo(du8, hn::Or(even, odd)), du8, codes);
-    }
+    const hn::Rebind<std::uint8_t, decltype(di)> du8;
+    const auto clamped =
+        hn::Min(hn::Max(narrow, hn::Set(di16, std::int16_t{-8})), hn::Set(di16, std::int16_t{7}));
+    // A 32-bit lane has the code of an even channel, then that of the odd one after it.
+    const auto pairs = hn::BitCast(di, clamped);
+    const auto even = hn::And(pairs, hn::Set(di, std::int32_t{0x0F}));
+    const auto odd = hn::And(hn::ShiftRight<12>(pairs), hn::Set(di, std::int32_t{0xF0}));
+    hn::StoreU(hn::DemoteTo(du8, hn::Or(even, odd)), du8, codes);
+  }
+}
+
+template <Kind kKind, DType kType, bool kPerChannel>
+HWY_INLINE void EncodeStep(const CodeFormat& format, const Factors& factors, std::size_t channel,
+                           const std::byte* values, std::uint8_t* codes) {
+  if constexpr (is_float(kKind)) {
+    EncodeFloats<kKind, kType, kPerChannel>(format, factors, channel, values, codes);
+  } else {
+    EncodeIntegers<kKind, kType, kPerChannel>(format, factors, channel, values, codes);
   }
 }
 
@@ -166,8 +232,8 @@ HWY_INLINE void EncodeStep(const CodeFormat& format, const Factors& factors, std
 template <Kind kKind, DType kType, bool kPerChannel>
 HWY_INLINE void EncodeRest(const CodeFormat& format, const Factors& factors, std::size_t channel,
                            std::size_t rest, const std::byte* values, std::uint8_t* codes) {
-  alignas(64) std::byte whole[kStep * size_of(kType)] = {};
-  alignas(64) std::uint8_t coded[kStep];
+  alignas(64) std::byte whole[kStep<kKind> * size_of(kType)] = {};
+  alignas(64) std::uint8_t coded[kStep<kKind>];
   std::memcpy(whole, values, rest * size_of(kType));
   EncodeStep<kKind, kType, kPerChannel>(format, factors, channel, whole, coded);
   const std::size_t bytes = code_bytes(kKind, rest);
@@ -211,6 +277,9 @@ void Quantize(const CodeFormat& format, const RowFactors& factors, const Rows& r
     case Kind::kInt4:
       EncodeKind<Kind::kInt4>(format, factors, rows, dtype, values, codes);
       break;
+    case Kind::kFp8:
+      EncodeKind<Kind::kFp8>(format, factors, rows, dtype, values, codes);
+      break;
     case Kind::kFloat:
       EncodeKind<Kind::kFloat>(format, factors, rows, dtype, values, codes);
       break;
@@ -252,7 +321,7 @@ float load(DType dtype, const std::byte* from) {
 std::uint8_t encode(const CodeFormat& format, float scale, float offset, float x) {
   const float quotient = x / scale;
   const float number = std::isnan(quotient) ? 0.0F : quotient;
-  if (format.kind == Kind::kFloat) return format.format->encode(static_cast<double>(number));
+  if (is_float(format.kind)) return format.format->encode(static_cast<double>(number));
   const float code = std::clamp(std::nearbyint(number) + offset, format.qmin, format.qmax);
   return static_cast<std::uint8_t>(static_cast<std::int8_t>(code));
 }

@@ -19,17 +19,21 @@ class FloatFormat {
   };
 
   /// `decode` gives the value of each code 0x00 to 0x7F, NaN or infinite where it is no number; the
-  /// top bit is the sign.
-  FloatFormat(float (*decode)(std::uint8_t code), Ties ties);
+  /// top bit is the sign. `negative_zero` is the value of 0x80: -0, or NaN where there is none.
+  /// `mantissa_bits` is as below.
+  FloatFormat(float (*decode)(std::uint8_t code), float negative_zero, Ties ties,
+              int mantissa_bits = 0);
 
   /// The values that are not negative, ascending from 0.
   std::span<const float> magnitudes() const { return {values_.data(), size_}; }
   float max() const { return values_[size_ - 1]; }
+  /// Of a format whose codes are an exponent and a mantissa of so many bits; else 0.
+  int mantissa_bits() const { return mantissa_bits_; }
 
   /// The code of the value nearest to x, saturating; zero has the code 0 whatever its sign. x must
   /// not be NaN.
   std::uint8_t encode(double x) const;
-  /// The value of a code; NaN where it is no finite number.
+  /// The value of a code, of one that encode() never gives, too: -0, infinity, NaN.
   float decode(std::uint8_t code) const { return by_code_[code]; }
   /// decode(encode(x))
   float round(double x) const;
@@ -44,6 +48,7 @@ class FloatFormat {
   std::array<std::uint8_t, 128> codes_{};  // of values_
   std::size_t size_ = 0;
   Ties ties_;
+  int mantissa_bits_;
 };
 
 /// OCP 8-bit floating point (OFP8, 2023): E4M3 has no infinities and reaches 448, E5M2 57,344.

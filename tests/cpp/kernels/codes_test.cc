@@ -127,6 +127,35 @@ TEST(CodesTest, NextToTheMiddleOfTwoCodes) {
   });
 }
 
+/// The first number of each cell, its neighbours, and what is beyond all of them: with scales whose
+/// inverses are exact, are not, and are not used.
+TEST(CodesTest, EveryCellOfFloatFormats) {
+  on_every_target([] {
+    for (const Grid& grid : grids()) {
+      if (!grid.is_float()) continue;
+      const CodeFormat format = code_format(grid);
+      for (const float scale : {1.0F, 0.25F, 0.3F, 1.9999999F, 3e-38F, 7e30F}) {
+        std::vector<float> x;
+        for (std::uint32_t cell = 0; cell < kCells; ++cell) {
+          for (std::uint32_t step = 0; step < 16; ++step) {
+            const float quotient = std::bit_cast<float>((cell << kCellBits) + step - 8);
+            x.insert(x.end(), {quotient * scale, -quotient * scale});
+          }
+        }
+        const FactorTable factors = one_factor(scale, 0);
+        std::vector<std::uint8_t> codes(x.size());
+        std::vector<std::uint8_t> twin = codes;
+        const Rows rows{1, x.size(), 0, 0};
+        const auto* values = reinterpret_cast<const std::byte*>(x.data());
+        quantize_rows(format, {&factors, 0, false}, rows, DType::kFloat32, values, codes.data());
+        quantize_rows_scalar(format, {&factors, 0, false}, rows, DType::kFloat32, values,
+                             twin.data());
+        ASSERT_EQ(codes, twin) << grid.name << " " << scale;
+      }
+    }
+  });
+}
+
 TEST(CodesTest, EveryHalfIsStoredAlike) {
   on_every_target([] {
     std::vector<std::uint16_t> patterns(65536 + 3);

@@ -66,7 +66,7 @@ demo: system ## calibrate SmolLM2 on real text and show the result; TEXT=FILE ta
 	@"$(BIN)/python" examples/smollm2_demo.py $(if $(TEXT),--text "$(TEXT)") $(DEMO_ARGS)
 
 ##@ Development
-.PHONY: build test check lint asan docs docs-update bench format
+.PHONY: build test readers check lint asan docs docs-update bench format
 build: cpp package ## build the C++ library, its tests and the Python package
 
 test: system ## run the C++ tests (ctest), then the Python tests (pytest)
@@ -76,6 +76,11 @@ test: system ## run the C++ tests (ctest), then the Python tests (pytest)
 	@"$(BIN)/ctest" --test-dir build/release $(ctest_args) | $(without_passed)
 	@echo "== Python tests"
 	@"$(BIN)/python" -m pytest --numprocesses=$(JOBS) --dist=loadfile $(PYTEST_ARGS)
+
+# Half a gigabyte of wheels, of which little is kept.
+readers: system ## fetch the code by which runtimes read factors: `make test` then runs it, too
+	$(venv) build
+	@"$(BIN)/python" scripts/fetch_readers.py build/readers
 
 check: lint asan docs ## everything that CI runs beside `make test`
 

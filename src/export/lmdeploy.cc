@@ -289,7 +289,7 @@ VerifyReport verify(const std::string& path, const VerifyOptions& options) {
 Runtime lmdeploy_runtime() {
   return {.name = "lmdeploy",
           .summary = "lmdeploy on Ascend (quant_policy 8): one text file, INT8 per tensor",
-          .readers = "lmdeploy 1263d5cd, dlinfer a50184e",
+          .readers = "lmdeploy 0.18.0, dlinfer a50184e",
           .output = OutputKind::kFile,
           .capability = {.grids = {kInt8},
                          .granularities = {Granularity::kPerTensor},

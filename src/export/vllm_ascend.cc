@@ -162,7 +162,7 @@ VerifyReport verify(const std::string& path, const VerifyOptions& options) {
 Runtime vllm_ascend_runtime() {
   return {.name = "vllm-ascend",
           .summary = "vllm-ascend C8: INT8 without offsets, added to a checkpoint",
-          .readers = "vllm-ascend 182b75ea",
+          .readers = "vllm-ascend 0.23.0",
           .output = OutputKind::kFolder,
           .capability = {.grids = {kInt8},
                          .granularities = {Granularity::kPerTensor, Granularity::kPerHead,

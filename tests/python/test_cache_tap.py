@@ -264,7 +264,7 @@ def test_threads_do_not_mix_their_forwards(tmp_path: Path) -> None:
 
 
 def test_a_forward_while_another_copies_the_rotary_embedding(tmp_path: Path) -> None:
-    """A thread that turns keys works on a copy of the embedding; one that runs meanwhile is watched all the same."""
+    """What runs in one thread is watched while another, which turns keys, makes itself an embedding."""
 
     class WhileCopied:
         """What a module holds: as it is copied, something else happens."""
@@ -312,7 +312,8 @@ def test_a_batch_whose_angles_are_not_known_is_told_of(
     model.model.rotary_emb._forward_hooks.clear()
     for length in (8, 9):  # else the angles are those of the batch before
         model(ids(length=length), use_cache=True)
-    assert caplog.text.count(f"layer '{NAMES[0]}': how its keys are turned to their positions is not known") == 1
+    message = f"layer '{NAMES[0]}': how its keys are turned to their positions is not known"
+    assert caplog.text.count(message) == 1
 
 
 def test_two_models_with_the_same_names(tmp_path: Path) -> None:

@@ -15,28 +15,27 @@ import torch
 from amct_pytorch import _core
 from amct_pytorch._fused import FUSED_PROJECTIONS
 from amct_pytorch.discovery import LATENT_PROJECTION, PROJECTION_PAIRS
-from safetensors import safe_open
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from checkpoints import (
+    HEAD_DIM,
+    HEADS,
+    LAYERS,
+    SHARD,
+    names,
+    record_for,
+    save_llama,
+    tensors_of,
+    write_record,
+)
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-LAYERS, HEADS, HEAD_DIM = 3, 2, 8
-SHARD = "kv_cache_factors.safetensors"
 CHECKPOINT_RUNTIMES = ("vllm-ascend", "vllm", "modelopt", "tensorrt-llm", "msmodelslim")
 
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama, saved."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=16,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=HEADS,
-        vocab_size=64,
-    )
     folder = tmp_path_factory.mktemp("llama")
-    LlamaForCausalLM(config).save_pretrained(folder / "single")
+    save_llama(folder / "single")
     LlamaForCausalLM.from_pretrained(folder / "single").save_pretrained(
         folder / "sharded", max_shard_size="20KB"
     )
@@ -48,34 +47,6 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkpoint(request: pytest.FixtureRequest, original: Path, tmp_path: Path) -> Path:
     """A copy to export into."""
     return Path(shutil.copytree(original / request.param, tmp_path / "checkpoint"))
-
-
-def names() -> list[str]:
-    return [f"model.layers.{i}.self_attn.{half}_proj" for i in range(LAYERS) for half in "kv"]
-
-
-def write_record(folder: Path, count: int = 1, offset: int = 0, more: str = "tap: cache") -> Path:
-    """A record of `count` factors a layer, in an order that no runtime wants."""
-    rng = np.random.default_rng(0)
-    text = ""
-    for name in reversed(names()):
-        scales = rng.uniform(1e-5, 0.1, count).astype(np.float32)
-        factors = "".join(f"scale: {scale} " for scale in scales) + f"offset: {offset} " * count
-        text += f"record {{ key: '{name}' kv_cache_value {{ {factors} {more} }} }}\n"
-    path = folder / "record.txt"
-    path.write_text(text)
-    return path
-
-
-def record_for(runtime: str, folder: Path) -> Path:
-    fp8 = "dst_type: 'FP8_E4M3'" if "FP8_E4M3" in amct.runtimes()[runtime].dst_types[:1] else ""
-    return write_record(folder, more=f"tap: cache {fp8}")
-
-
-def tensors_of(path: Path) -> dict[str, torch.Tensor]:
-    with safe_open(path, "pt") as file:
-        assert file.metadata() == {"format": "pt"}
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def logits_of(folder: Path) -> torch.Tensor:

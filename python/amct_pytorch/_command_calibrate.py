@@ -169,6 +169,7 @@ def calibrate(
             batch_num = read_config(str(config)).batch_num
         rows = read_windows(source, files, sequence_length, batch_num * batch_size, seed)
         _models.check_token_ids(torch.cat(rows), without_weights)
+        _models.warn_of_length(sequence_length, without_weights)
         loaded = _models.load(files, without_weights, dtype.value, device)
         run = observe(loaded, config, record, counts, rows, batch_size, device)
     if not run.results():

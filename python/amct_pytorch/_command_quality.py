@@ -362,6 +362,7 @@ class _Inputs:
             raise UsageError("the calibration needs windows: --calibration-windows 1 or more")
         without_weights = _models.skeleton(files)
         _models.check_token_ids(torch.cat([*calibration, *rows]), without_weights)
+        _models.warn_of_length(length, without_weights)
         loaded = _models.load(files, without_weights, dtype.value, device)
         return loaded, [row.to(device) for row in rows], calibration if self.calibrates else []
 

@@ -141,6 +141,14 @@ def load_tokenizer(files: ModelFiles) -> Any:
         ) from error
 
 
+def warn_of_length(length: int, model: torch.nn.Module) -> None:
+    """Say so where a window is longer than what a model was made for."""
+    config: Any = model.config
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(positions, int) and length > positions:
+        logger.warning("windows have %d tokens, but the model is made for %d", length, positions)
+
+
 def check_token_ids(ids: torch.Tensor, model: torch.nn.Module) -> None:
     """Raise InputError for token ids that the model has no embedding of."""
     embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]

@@ -119,6 +119,11 @@ def turned_positions(positions: torch.Tensor, turn: int, max_position: int) -> t
     return ((turn + (positions.double() * _GOLDEN).frac()) * part).long()
 
 
+def rotary_embeddings(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """The modules of a model that are rotary embeddings, as they are called in transformers."""
+    return (module for module in model.modules() if "rotary" in type(module).__name__.lower())
+
+
 class RotaryCalls:
     """Watches the rotary embeddings of a model: its calls in the forward that runs."""
 
@@ -126,9 +131,8 @@ class RotaryCalls:
         self._last = _LastCalls()
         self._hooks = [
             module.register_forward_hook(outside_graphs(self._note), with_kwargs=True)
-            for module in model.modules()
-            if "rotary" in type(module).__name__.lower()
-            and _POSITIONS in inspect.signature(module.forward).parameters
+            for module in rotary_embeddings(model)
+            if _POSITIONS in inspect.signature(module.forward).parameters
         ]
 
     def __bool__(self) -> bool:

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from amct_pytorch import _completion, _models
 from amct_pytorch._command import (
     InputError,
+    UsageError,
     be_verbose,
     echo_json,
     say_error,
@@ -56,10 +57,13 @@ app = typer.Typer(
 _COLUMNS = ("layer", "role", "heads", "head_dim", "found from")
 
 Folder = Annotated[
-    str,
+    str | None,
     typer.Argument(
         metavar="FOLDER", help="Folder of a transformers model, or a GGUF file; weights are not read."
     ),
+]
+FolderAsOption = Annotated[
+    str | None, typer.Option("--model", help="The same, named as the other commands name it.")
 ]
 
 
@@ -93,22 +97,31 @@ def _options(
 
 @app.command()
 @with_errors_in_a_line
-def layers(folder: Folder, gguf: Gguf = None, as_json: Json = False, verbose: Verbose = False) -> None:
+def layers(
+    folder: Folder = None,
+    model: FolderAsOption = None,
+    gguf: Gguf = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
     """List the key and value layers of a model.
 
     They are what is calibrated where no layer is named.
 
     Example: amct-pytorch layers DIR
     """
-    model = _models.skeleton(_models.find_model(folder, gguf))
-    found, state_layers = find_kv_layers(model), find_state_layers(model)
+    if (folder is None) == (model is None):
+        raise UsageError("name one model: amct-pytorch layers FOLDER")
+    path = folder or model or ""
+    built = _models.skeleton(_models.find_model(path, gguf))
+    found, state_layers = find_kv_layers(built), find_state_layers(built)
     if as_json:
         echo_json({"layers": [dataclasses.asdict(layer) for layer in found], "state_layers": state_layers})
         return
     if not found:
-        raise InputError(f"no key or value projection was found in {type(model).__name__} of '{folder}'")
+        raise InputError(f"no key or value projection was found in {type(built).__name__} of '{path}'")
     typer.echo(table([_COLUMNS, *map(_row, found)]))
-    typer.echo(f"\n{type(model).__name__}: {len(found)} layers")
+    typer.echo(f"\n{type(built).__name__}: {len(found)} layers")
     if state_layers:
         typer.echo(
             f"{len(state_layers)} layers keep a state instead and are left alone: {', '.join(state_layers)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,11 +14,16 @@ from transformers import DynamicCache
 
 from amct_pytorch._cache_watch import is_latent, stored_channels
 from amct_pytorch._checks import require_tokens
+from amct_pytorch._log import logger
+from amct_pytorch._rotary import rotary_embeddings
 from amct_pytorch.discovery import KVLayer, find_kv_layers
 from amct_pytorch.fake_quant import fake_quantize_states, load_factors, refuse_foreign
 from amct_pytorch.record import KVFactors
 
 Record = str | os.PathLike[str] | Mapping[str, KVFactors]
+
+# Models that it was said of that factors of their keys are from elsewhere. A cache is made for each text.
+_told: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,23 @@ def stored_layers(
         owners[index] = key.attention
         pair = stored(key), stored(value)
         result[index] = pair[::-1] if is_latent(attention) else pair
+    _warn_of_keys_before_rotary([layer.name for layer in layers[::2]], factors, model)
     return result
+
+
+def _warn_of_keys_before_rotary(
+    keys: list[str], factors: Mapping[str, KVFactors], model: torch.nn.Module
+) -> None:
+    """Say once of a model that factors of its keys are not of what its cache holds."""
+    before = [name for name in keys if name in factors and factors[name].tap == "linear"]
+    if before and model not in _told and any(True for _ in rotary_embeddings(model)):
+        _told.add(model)
+        logger.warning(
+            "keys of %d layers were calibrated at tap 'linear', before rotary embedding, and the cache holds "
+            "them after it, the first '%s'; calibrate with tap 'cache'",
+            len(before),
+            before[0],
+        )
 
 
 class RecordedCache(DynamicCache):

@@ -160,4 +160,6 @@ def _write(path: str, text: str) -> None:
         if not isinstance(error, FileExistsError):
             with contextlib.suppress(OSError):
                 Path(temporary).unlink()
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, path) from error  # who called knows no other name
         raise

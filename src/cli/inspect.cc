@@ -109,6 +109,7 @@ std::string_view how_kept(const Observer& seen) {
 Exit inspect_counts(const std::string& path, const Context& context) {
   CountsReader reader(path);
   std::map<std::uint64_t, std::pair<std::vector<std::string>, Json>> layers;
+  bool has_sinks = false;
   while (const std::optional<LayerCounts> layer = reader.next()) {
     context.progress(layer->config.name);
     const Observer& seen = layer->observer;
@@ -120,9 +121,12 @@ Exit inspect_counts(const std::string& path, const Context& context) {
         {layer->config.name, role_of(role), std::string(name_of(layer->config.tap)),
          std::string(name_of(seen.granularity())), std::to_string(seen.batches()),
          std::to_string(seen.rows()), std::to_string(seen.channels()), number(range.min),
-         number(range.max), std::to_string(seen.non_finite_count()), kept},
+         number(range.max), std::to_string(seen.non_finite_count()), kept,
+         std::to_string(layer->config.sink_tokens)},
         Json{{"layer", layer->config.name},
              {"tap", name_of(layer->config.tap)},
+             {"sink_tokens", layer->config.sink_tokens},
+             {"query_weighted", layer->config.query_weighted},
              {"granularity", name_of(seen.granularity())},
              {"act_algo", layer->config.algorithm},
              {"dst_type", layer->config.grid.name},
@@ -133,11 +137,12 @@ Exit inspect_counts(const std::string& path, const Context& context) {
              {"max", range.max},
              {"non_finite", seen.non_finite_count()},
              {"kept", kept}}};
+    has_sinks = has_sinks || layer->config.sink_tokens > 0;
   }
   context.end_progress();
   std::vector<std::vector<std::string>> rows{{"layer", "role", "tap", "granularity", "batches",
                                               "rows", "channels", "min", "max", "non-finite",
-                                              "kept"}};
+                                              "kept", "sink_tokens"}};
   Json json{{"file", path},
             {"kind", "counts"},
             {"written_by", reader.header().written_by},
@@ -146,6 +151,9 @@ Exit inspect_counts(const std::string& path, const Context& context) {
   for (auto& [index, layer] : layers) {
     rows.push_back(std::move(layer.first));
     json["layers"].push_back(std::move(layer.second));
+  }
+  if (!has_sinks) {
+    for (std::vector<std::string>& row : rows) row.pop_back();
   }
   if (context.json) {
     context.out << json.dump(2) << '\n';

@@ -86,6 +86,7 @@ void read_plain_layer(PlainVerification& plain, const Json& entry,
     v.fatal(layer.name, "sink_tokens must be a number of tokens, not " + sinks.dump());
     return;
   }
+  if (!sinks.is_null()) layer.sink_tokens = sinks.get<std::int64_t>();
   if (member(entry, "tap") == "cache") layer.tap = Tap::kCache;
   if (member(entry, "role") == "key") layer.role = KVRole::kKey;
   if (member(entry, "role") == "value") layer.role = KVRole::kValue;
@@ -94,6 +95,19 @@ void read_plain_layer(PlainVerification& plain, const Json& entry,
   if (!check_scales(v, layer.name, scales)) return;
   v.used(layer.name, range_text(scales), "as it stands");
   plain.layers.push_back(std::move(layer));
+}
+
+/// Factors that are equal may be of other values.
+void compare_what_they_are_of(Verification& v, const LayerRecord& layer,
+                              const LayerRecord& expected) {
+  if (layer.tap != expected.tap) {
+    v.wrong(layer.name, std::string(name_of(layer.tap)),
+            "the record's tap is '" + std::string(name_of(expected.tap)) + "'");
+  }
+  if (layer.sink_tokens != expected.sink_tokens) {
+    v.wrong(layer.name, std::to_string(layer.sink_tokens),
+            "sink_tokens is " + std::to_string(expected.sink_tokens) + " in the record");
+  }
 }
 
 VerifyReport finish_plain(PlainVerification&& plain) {
@@ -120,7 +134,10 @@ VerifyReport finish_plain(PlainVerification&& plain) {
       const auto same = expected.find(layer.name);
       factors.match = Match::kMissing;
       factors.difference = "the record has no such layer";
-      if (same != expected.end()) compare_to(&factors, *same->second);
+      if (same != expected.end()) {
+        compare_to(&factors, *same->second);
+        compare_what_they_are_of(plain.v, layer, *same->second);
+      }
     }
     plain.v.report.layers.push_back(std::move(factors));
   }

@@ -54,8 +54,8 @@ CodeFormat code_format(const Grid& grid) {
   if (known.is_float()) {
     const Tables& tables = tables_of(known);
     format.format = &known.format();
-    format.kind = format.format->mantissa_bits() > 0 ? CodeFormat::Kind::kFp8
-                                                     : CodeFormat::Kind::kFloat;
+    format.kind =
+        format.format->mantissa_bits() > 0 ? CodeFormat::Kind::kFp8 : CodeFormat::Kind::kFloat;
     format.max = format.format->max();
     format.mantissa_bits = format.format->mantissa_bits();
     format.smallest_exponent = std::bit_cast<std::int32_t>(

@@ -55,8 +55,7 @@ struct Factors {
 
 /// Values that are handled at once: two vectors, or four whose codes are a whole one.
 template <Kind kKind>
-constexpr std::size_t kStep = (is_float(kKind) ? 4 : 2) *
-                              hn::MaxLanes(hn::ScalableTag<float>());
+constexpr std::size_t kStep = (is_float(kKind) ? 4 : 2) * hn::MaxLanes(hn::ScalableTag<float>());
 
 /// Calls step(channel) for each whole step of a row, and rest(channel, count) for what is left of
 /// it. Where the row is long enough, that is the step that ends with it: what was done is done

@@ -127,8 +127,8 @@ HWY_INLINE V8 InOrderOfBlocks(D8 d8, V8 codes) {
     alignas(64) std::int32_t order[kLanes];
     for (std::size_t i = 0; i < kLanes; ++i)
       order[i] = static_cast<std::int32_t>(i % 4 * kBlocks + i / 4);
-    return hn::BitCast(d8,
-                       hn::TableLookupLanes(hn::BitCast(di, codes), hn::SetTableIndices(di, order)));
+    return hn::BitCast(
+        d8, hn::TableLookupLanes(hn::BitCast(di, codes), hn::SetTableIndices(di, order)));
   }
 }
 
@@ -168,9 +168,8 @@ HWY_INLINE void DecodeFloats(const CodeFormat& format, const Factors& factors, s
       is_negative_zero, hn::Set(d8, static_cast<std::uint8_t>(format.negative_zero >> 8)),
       hn::Or(LookUp128(d8, format.patterns + 128, code), hn::And(code, sign)));
   const auto value = [&](auto patterns, std::size_t quarter) HWY_ATTR {
-    return hn::Mul(
-        hn::BitCast(df, patterns),
-        LoadFactors<kPerChannel>(df, factors.scales, channel + quarter * kQuarter));
+    return hn::Mul(hn::BitCast(df, patterns),
+                   LoadFactors<kPerChannel>(df, factors.scales, channel + quarter * kQuarter));
   };
   const auto zero = hn::Zero(d16);
   const auto first = hn::BitCast(d16, hn::InterleaveLower(d8, low, high));

@@ -140,8 +140,8 @@ template <class D, class V = hn::Vec<D>>
 HWY_INLINE hn::Vec<hn::RebindToSigned<D>> PlaceInCell(D df, const Factors& factors, V product) {
   const hn::RebindToSigned<D> di;
   // Far below the smallest number of a format all become zero.
-  const auto magnitude = hn::Max(hn::BitCast(di, hn::Abs(product)),
-                                 hn::BitCast(di, hn::Set(df, 0x1.08p-40F)));
+  const auto magnitude =
+      hn::Max(hn::BitCast(di, hn::Abs(product)), hn::BitCast(di, hn::Set(df, 0x1.08p-40F)));
   return hn::And(hn::Add(magnitude, hn::Set(di, factors.sure_margin)),
                  hn::Set(di, (std::int32_t{1} << kCellBits) - 1));
 }
@@ -165,11 +165,9 @@ HWY_INLINE void EncodeFloats(const CodeFormat& format, const Factors& factors, s
   auto q1 = product(1);
   auto q2 = product(2);
   auto q3 = product(3);
-  const auto place = hn::Min(
-      hn::Min(PlaceInCell(df, factors, q0), PlaceInCell(df, factors, q1)),
-      hn::Min(PlaceInCell(df, factors, q2), PlaceInCell(df, factors, q3)));
-  if (HWY_UNLIKELY(
-          !hn::AllTrue(di, hn::Gt(place, hn::Set(di, 2 * factors.sure_margin - 1))))) {
+  const auto place = hn::Min(hn::Min(PlaceInCell(df, factors, q0), PlaceInCell(df, factors, q1)),
+                             hn::Min(PlaceInCell(df, factors, q2), PlaceInCell(df, factors, q3)));
+  if (HWY_UNLIKELY(!hn::AllTrue(di, hn::Gt(place, hn::Set(di, 2 * factors.sure_margin - 1))))) {
     const auto quotient = [&](std::size_t quarter) HWY_ATTR {
       const std::size_t c = channel + quarter * kQuarter;
       return hn::Div(value(quarter), LoadFactors<kPerChannel>(df, factors.scales, c));
@@ -186,8 +184,9 @@ HWY_INLINE void EncodeFloats(const CodeFormat& format, const Factors& factors, s
 }
 
 template <Kind kKind, DType kType, bool kPerChannel>
-HWY_INLINE void EncodeIntegers(const CodeFormat& format, const Factors& factors, std::size_t channel,
-                           const std::byte* HWY_RESTRICT values, std::uint8_t* HWY_RESTRICT codes) {
+HWY_INLINE void EncodeIntegers(const CodeFormat& format, const Factors& factors,
+                               std::size_t channel, const std::byte* HWY_RESTRICT values,
+                               std::uint8_t* HWY_RESTRICT codes) {
   const hn::ScalableTag<float> df;
   const hn::RebindToSigned<decltype(df)> di;
   const hn::Repartition<std::int16_t, decltype(df)> di16;

@@ -41,6 +41,13 @@ class TestLayers:
             "slice": None,
         }
 
+    def test_the_folder_as_other_commands_take_it(self, tmp_path: Path) -> None:
+        folder = saved_skeleton(tmp_path, "llama")
+        assert run("layers", "--model", folder).stdout == run("layers", folder).stdout
+        for wrong in ((), (folder, "--model", folder)):
+            result = run("layers", *wrong)
+            assert (result.exit_code, error_of(result)) == (2, "name one model: amct-pytorch layers FOLDER")
+
     def test_fused(self, tmp_path: Path) -> None:
         result = run("layers", "--json", saved_skeleton(tmp_path, "phi3", pad_token_id=0))
         key, value = json.loads(result.stdout)["layers"][:2]
@@ -177,6 +184,14 @@ class TestCalibrate:
             assert result.exit_code == 0, result.stderr
             assert rows.setdefault(seed, record.read_bytes()) == record.read_bytes()
         assert rows["1"] != rows["2"]
+
+    def test_windows_longer_than_the_model_is_made_for(self, tmp_path: Path) -> None:
+        arguments = saved_model(tmp_path, "llama")
+        config = tmp_path / "model" / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 4}))
+        result = run("calibrate", *arguments, "--record", tmp_path / "record.txt")
+        assert result.exit_code == 0
+        assert "tokens, but the model is made for 4" in result.stderr
 
     def test_too_little_text(self, tmp_path: Path) -> None:
         arguments = saved_model(tmp_path, "llama")

@@ -78,6 +78,22 @@ def test_what_is_stored_is_quantized(granularity: str, tmp_path: Path) -> None:
             assert not torch.equal(wanted, by_token)
 
 
+def test_keys_from_before_rotary_embedding_are_told_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, other = _llama(), _llama()
+    factors = amct.read_record(_record(tmp_path, model))
+    assert {layer.tap for layer in factors.values()} == {"linear"}
+    for _ in range(2):
+        FakeQuantizedCache(factors, model)
+    assert caplog.text.count("keys of 2 layers were calibrated at tap 'linear', before rotary embedding") == 1
+    caplog.clear()
+    FakeQuantizedCache(
+        {name: dataclasses.replace(layer, tap="cache") for name, layer in factors.items()}, other
+    )
+    assert not caplog.text
+
+
 def test_logits_stay_near(tmp_path: Path) -> None:
     model = _llama()
     record = _record(tmp_path, model)

@@ -191,6 +191,12 @@ class TestModel:
             amct.report(other, counts, tmp_path / "x")
         assert not list(tmp_path.glob("x*"))
 
+    def test_a_folder_that_is_not_there_is_named(self, files: tuple[Path, Path], tmp_path: Path) -> None:
+        path = tmp_path / "none" / "report.json"
+        with pytest.raises(OSError, match="No such file") as raised:
+            amct.report(*files, path, format="json")
+        assert raised.value.filename == str(path)
+
     def test_a_missing_package_is_named(
         self, files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -39,10 +39,16 @@ Result call(const Arguments& arguments) {
 
 class CliTest : public support::FolderTest {
  protected:
-  void SetUp() override {
+  void SetUp() override { calibrate(record, counts); }
+
+  static void calibrate(const std::string& record, const std::string& counts,
+                        std::int64_t sink_tokens = 0) {
     CalibrationConfig config =
         default_config(Arguments{"layers.0.k_proj", "layers.0.v_proj"}, algorithm_catalog());
-    for (LayerConfig& layer : config.layers) layer.granularity = Granularity::kPerChannel;
+    for (LayerConfig& layer : config.layers) {
+      layer.granularity = Granularity::kPerChannel;
+      layer.sink_tokens = sink_tokens;
+    }
     Session session(config, record, {.counts_file = counts});
     for (const char* name : {"layers.0.v_proj", "layers.0.k_proj"}) {
       const support::Tensor batch = support::make_tensor(
@@ -79,7 +85,16 @@ TEST_F(CliTest, InspectShowsRecordsAndCounts) {
   EXPECT_EQ(of_counts["layers"][0]["layer"], "layers.0.k_proj");  // in the configuration's order
   EXPECT_EQ(of_counts["layers"][0]["rows"], 64);
   EXPECT_EQ(of_counts["layers"][0]["kept"], "exact");
-  EXPECT_NE(call({"inspect", counts}).out.find("counts of 2 layers"), std::string::npos);
+  EXPECT_EQ(of_counts["layers"][0]["sink_tokens"], 0);
+  EXPECT_EQ(of_counts["layers"][0]["query_weighted"], false);
+  const std::string shown = call({"inspect", counts}).out;
+  EXPECT_NE(shown.find("counts of 2 layers"), std::string::npos);
+  EXPECT_EQ(shown.find("sink_tokens"), std::string::npos) << shown;
+  const std::string with_sinks = folder / "sinks.counts";
+  calibrate(other, with_sinks, 4);
+  const std::string of_sinks = call({"inspect", with_sinks}).out;
+  EXPECT_NE(of_sinks.find("  kept   sink_tokens\n"), std::string::npos) << of_sinks;
+  EXPECT_NE(of_sinks.find("exact            4\n"), std::string::npos) << of_sinks;
 }
 
 TEST_F(CliTest, SolveWritesARecord) {

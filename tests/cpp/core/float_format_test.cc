@@ -95,11 +95,11 @@ TEST(FloatFormatKnownTest, Codes) {
   EXPECT_TRUE(std::isnan(fp8_e4m3fnuz().decode(0x80)));
   EXPECT_EQ(hif8().decode(0x08), 1);
   EXPECT_EQ(hif8().decode(0x0F), 1.875);
-  EXPECT_EQ(hif8().decode(0x10), 2);             // 001 0 000
-  EXPECT_EQ(hif8().decode(0x18), 0.5);           // 001 1 000
-  EXPECT_EQ(hif8().decode(0x20), 4);             // 01 00 000
-  EXPECT_EQ(hif8().decode(0x3F), 0.234375F);     // 01 11 111: 2^-3 * 1.875
-  EXPECT_EQ(hif8().decode(0x6E), 32768);         // 11 0111 0
+  EXPECT_EQ(hif8().decode(0x10), 2);          // 001 0 000
+  EXPECT_EQ(hif8().decode(0x18), 0.5);        // 001 1 000
+  EXPECT_EQ(hif8().decode(0x20), 4);          // 01 00 000
+  EXPECT_EQ(hif8().decode(0x3F), 0.234375F);  // 01 11 111: 2^-3 * 1.875
+  EXPECT_EQ(hif8().decode(0x6E), 32768);      // 11 0111 0
   EXPECT_EQ(hif8().decode(0x6F), kInfinity);
   EXPECT_EQ(hif8().decode(0x7F), 0x1.8p-15F);
   EXPECT_EQ(hif8().decode(0x07), 0x1p-16F);

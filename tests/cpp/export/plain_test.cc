@@ -114,6 +114,12 @@ TEST_F(PlainJsonTest, FirstTokensThatTheFactorsAreNotForAreSaid) {
   EXPECT_EQ(json["layers"][0]["sink_tokens"], 4);
   EXPECT_FALSE(json["layers"][1].contains("sink_tokens"));
   expect_equal(verify(path, "json", layers), 2);
+  std::vector<LayerRecord> others = layers;
+  others[1].sink_tokens = 2;
+  expect_finding(verify(path, "json", others), Verdict::kWrong, "sink_tokens is 2 in the record");
+  others = layers;
+  others[0].tap = Tap::kCache;
+  expect_finding(verify(path, "json", others), Verdict::kWrong, "the record's tap is 'cache'");
 }
 
 TEST_F(PlainJsonTest, EntriesThatMakeNoSenseAreFindings) {

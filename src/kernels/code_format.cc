@@ -10,7 +10,7 @@ namespace amct::kernels {
 namespace {
 
 struct Tables {
-  std::array<std::uint32_t, kCells> cells;
+  StepTables steps;
   std::array<std::uint8_t, 256> patterns;
   std::once_flag made;
 };
@@ -21,20 +21,37 @@ std::uint16_t pattern_of(const FloatFormat& format, std::uint8_t code) {
   return static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(format.decode(code)) >> 16);
 }
 
+std::uint16_t cell_of(float value) {
+  return static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(value) >> kCellBits);
+}
+
+float first_power(const FloatFormat& format) { return format.magnitudes()[1] / 4; }
+
+void fill(StepTables& tables, const FloatFormat& format) {
+  double power = first_power(format);
+  for (std::size_t i = 0; i < tables.first.size(); ++i, power *= 2) {
+    tables.first[i] = format.encode(power);
+    tables.next[i] = format.encode(1.99 * power);
+    const auto between = std::ranges::count_if(
+        format.magnitudes(), [&](float value) { return value >= power && value < 2 * power; });
+    const int bits =
+        std::bit_width(std::max(static_cast<std::size_t>(between), std::size_t{1})) - 1;
+    tables.bits[i] = static_cast<std::uint8_t>(16 * bits);
+  }
+  for (unsigned i = 0; i < tables.steps.size(); ++i) {
+    const unsigned bits = i / 16;
+    const unsigned steps = (i % 16 + (8U >> bits)) >> (4 - bits);
+    tables.steps[i] = steps >> bits != 0 ? StepTables::kNext : static_cast<std::uint8_t>(steps);
+  }
+}
+
 void fill(Tables& tables, const FloatFormat& format) {
   for (std::uint8_t code = 0; code < kSign; ++code) {
     const std::uint16_t pattern = pattern_of(format, code);
     tables.patterns[code] = static_cast<std::uint8_t>(pattern & 0xFF);
     tables.patterns[code + std::size_t{kSign}] = static_cast<std::uint8_t>(pattern >> 8);
   }
-  const auto code_of = [&](std::uint32_t bits) -> std::uint32_t {
-    constexpr std::uint32_t kInfinity = 0x7F800000;  // beyond it are no numbers
-    return format.encode(static_cast<double>(std::bit_cast<float>(std::min(bits, kInfinity))));
-  };
-  for (std::uint32_t cell = 0; cell < kCells; ++cell) {
-    const std::uint32_t first = cell << kCellBits;
-    tables.cells[cell] = code_of(first) | (code_of(first + 1) << 8);
-  }
+  if (format.mantissa_bits() == 0) fill(tables.steps, format);
 }
 
 const Tables& tables_of(const Grid& grid) {
@@ -60,7 +77,9 @@ CodeFormat code_format(const Grid& grid) {
     format.mantissa_bits = format.format->mantissa_bits();
     format.smallest_exponent = std::bit_cast<std::int32_t>(
         format.format->magnitudes()[std::size_t{1} << format.mantissa_bits]);
-    format.cells = tables.cells.data();
+    format.steps = &tables.steps;
+    format.smallest_cell = cell_of(first_power(*format.format));
+    format.largest_cell = cell_of(format.max);
     format.patterns = tables.patterns.data();
     format.negative_zero = pattern_of(*format.format, kSign);
   }

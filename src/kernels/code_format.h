@@ -4,6 +4,7 @@
 #include "amct/core/float_format.h"
 #include "amct/core/grid.h"
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 
@@ -13,7 +14,19 @@ namespace amct::kernels {
 /// mantissa. Formats have at most three, so the middle between two neighbours is the first value of
 /// a cell, if it is in one at all.
 inline constexpr int kCellBits = 19;
-inline constexpr std::size_t kCells = std::size_t{1} << (31 - kCellBits);
+
+/// How the codes of a format go on from a power of two, where ties go away from zero. The powers
+/// begin at a quarter of the smallest number.
+struct StepTables {
+  static constexpr std::uint8_t kNext = 0x80;
+
+  std::array<std::uint8_t, 48> first;  ///< the code of a power
+  std::array<std::uint8_t, 48> next;   ///< that just below the next one has
+  std::array<std::uint8_t, 48> bits;   ///< 16 times the bits of mantissa between the two
+  /// By bits of mantissa and the first four that a magnitude has: by how many codes it is beyond
+  /// the power; kNext where that is the next one.
+  std::array<std::uint8_t, 64> steps;
+};
 
 /// How the codes of a grid lie, and what they are.
 struct CodeFormat {
@@ -21,7 +34,7 @@ struct CodeFormat {
     kInt8,   ///< a two's complement byte
     kInt4,   ///< two two's complement nibbles a byte, the low one first
     kFp8,    ///< a byte of a FloatFormat with fields of fixed width, rounded to even
-    kFloat,  ///< a byte of any other FloatFormat
+    kFloat,  ///< a byte of another FloatFormat, whose ties go away from zero
   };
 
   Kind kind = Kind::kInt8;
@@ -31,8 +44,9 @@ struct CodeFormat {
   float max = 0;
   int mantissa_bits = 0;               ///< of FP8
   std::int32_t smallest_exponent = 0;  ///< pattern of the smallest normal number of FP8
-  /// kCells entries: the code of a cell's first value, and above bit 8 that of all its others.
-  const std::uint32_t* cells = nullptr;
+  const StepTables* steps = nullptr;   ///< of other formats, with these cells:
+  std::uint16_t smallest_cell = 0;     ///< of the first power
+  std::uint16_t largest_cell = 0;      ///< of the largest number
   /// What the codes 0x00 to 0x7F stand for as patterns of bfloat16, which has all of these values:
   /// their low bytes, then their high ones.
   const std::uint8_t* patterns = nullptr;

@@ -53,6 +53,20 @@ struct Factors {
   std::int32_t sure_margin;
 };
 
+/// What each index, its top bit aside, chooses of a table of so many blocks of 16 bytes.
+template <std::size_t kBlocks, class D8, class V8 = hn::Vec<D8>>
+HWY_INLINE V8 LookUp(D8 d8, const std::uint8_t* HWY_RESTRICT table, V8 indices) {
+  if constexpr (kBlocks == 1) {
+    return hn::TableLookupBytes(hn::LoadDup128(d8, table),
+                                hn::And(indices, hn::Set(d8, std::uint8_t{0x0F})));
+  } else {
+    constexpr std::size_t kLower = kBlocks > 4 ? 4 : kBlocks > 2 ? 2 : 1;
+    const auto is_upper = hn::TestBit(indices, hn::Set(d8, static_cast<std::uint8_t>(16 * kLower)));
+    return hn::IfThenElse(is_upper, LookUp<kBlocks - kLower>(d8, table + 16 * kLower, indices),
+                          LookUp<kLower>(d8, table, indices));
+  }
+}
+
 /// Values that are handled at once: two vectors, or four whose codes are a whole one.
 template <Kind kKind>
 constexpr std::size_t kStep = (is_float(kKind) ? 4 : 2) * hn::MaxLanes(hn::ScalableTag<float>());

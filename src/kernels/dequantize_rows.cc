@@ -132,24 +132,6 @@ HWY_INLINE V8 InOrderOfBlocks(D8 d8, V8 codes) {
   }
 }
 
-/// What the lower seven bits of each index choose of 128 bytes.
-template <class D8, class V8 = hn::Vec<D8>>
-HWY_INLINE V8 LookUp128(D8 d8, const std::uint8_t* HWY_RESTRICT table, V8 indices) {
-  const auto in_block = hn::And(indices, hn::Set(d8, 0x0F));
-  const auto of_block = [&](std::size_t block) HWY_ATTR {
-    return hn::TableLookupBytes(hn::LoadDup128(d8, table + 16 * block), in_block);
-  };
-  const auto bit4 = hn::TestBit(indices, hn::Set(d8, 0x10));
-  const auto of_two = [&](std::size_t block) HWY_ATTR {
-    return hn::IfThenElse(bit4, of_block(block + 1), of_block(block));
-  };
-  const auto bit5 = hn::TestBit(indices, hn::Set(d8, 0x20));
-  const auto of_four = [&](std::size_t block) HWY_ATTR {
-    return hn::IfThenElse(bit5, of_two(block + 2), of_two(block));
-  };
-  return hn::IfThenElse(hn::TestBit(indices, hn::Set(d8, 0x40)), of_four(4), of_four(0));
-}
-
 template <DType kType, bool kPerChannel>
 HWY_INLINE void DecodeFloats(const CodeFormat& format, const Factors& factors, std::size_t channel,
                              const std::uint8_t* HWY_RESTRICT codes,
@@ -163,10 +145,10 @@ HWY_INLINE void DecodeFloats(const CodeFormat& format, const Factors& factors, s
   const auto is_negative_zero = hn::Eq(code, sign);
   const auto low = hn::IfThenElse(
       is_negative_zero, hn::Set(d8, static_cast<std::uint8_t>(format.negative_zero & 0xFF)),
-      LookUp128(d8, format.patterns, code));
+      LookUp<8>(d8, format.patterns, code));
   const auto high = hn::IfThenElse(
       is_negative_zero, hn::Set(d8, static_cast<std::uint8_t>(format.negative_zero >> 8)),
-      hn::Or(LookUp128(d8, format.patterns + 128, code), hn::And(code, sign)));
+      hn::Or(LookUp<8>(d8, format.patterns + 128, code), hn::And(code, sign)));
   const auto value = [&](auto patterns, std::size_t quarter) HWY_ATTR {
     return hn::Mul(hn::BitCast(df, patterns),
                    LoadFactors<kPerChannel>(df, factors.scales, channel + quarter * kQuarter));

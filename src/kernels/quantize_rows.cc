@@ -101,37 +101,91 @@ HWY_INLINE hn::Vec<hn::Repartition<std::int16_t, DI>> Narrow(DI di, VI low, VI h
   }
 }
 
-/// The code of a quotient of a float format, one a lane.
-template <Kind kKind, class D, class V = hn::Vec<D>>
-HWY_INLINE hn::Vec<hn::RebindToSigned<D>> CodeOf(D df, const CodeFormat& format, V quotient) {
+/// The code of a quotient of FP8, one a lane.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE hn::Vec<hn::RebindToSigned<D>> Fp8Code(D df, const CodeFormat& format, V quotient) {
   const hn::RebindToUnsigned<D> du;
   const hn::RebindToSigned<D> di;
   const auto magnitude = hn::IfThenElseZero(hn::Eq(quotient, quotient), hn::Abs(quotient));
-  auto code = hn::Zero(di);
-  if constexpr (kKind == Kind::kFp8) {
-    const auto limited = hn::Min(magnitude, hn::Set(df, format.max));
-    const auto smallest = hn::Set(di, format.smallest_exponent);
-    const auto exponent =
-        hn::Max(hn::And(hn::BitCast(di, limited), hn::Set(di, std::int32_t{0x7F800000})), smallest);
-    // Added to a number of this exponent, it leaves as many bits of fraction as the format has,
-    // rounded to even. What is beyond it in the sum's pattern counts its steps, from zero on.
-    const int dropped = 23 - format.mantissa_bits;
-    const auto shift = hn::Add(exponent, hn::Set(di, dropped << 23));
-    const auto sum = hn::BitCast(di, hn::Add(limited, hn::BitCast(df, shift)));
-    code = hn::Add(hn::Sub(sum, shift), hn::ShiftRightSame(hn::Sub(exponent, smallest), dropped));
-  } else {
-    const auto pattern = hn::BitCast(du, magnitude);
-    const auto cell = hn::BitCast(di, hn::ShiftRight<kCellBits>(pattern));
-    const auto codes = hn::GatherIndex(du, format.cells, cell);
-    const auto inside = hn::And(pattern, hn::Set(du, (1U << kCellBits) - 1));
-    code = hn::BitCast(
-        di, hn::And(hn::IfThenElse(hn::Eq(inside, hn::Zero(du)), codes, hn::ShiftRight<8>(codes)),
-                    hn::Set(du, 0x7F)));
-  }
+  const auto limited = hn::Min(magnitude, hn::Set(df, format.max));
+  const auto smallest = hn::Set(di, format.smallest_exponent);
+  const auto exponent =
+      hn::Max(hn::And(hn::BitCast(di, limited), hn::Set(di, std::int32_t{0x7F800000})), smallest);
+  // Added to a number of this exponent, it leaves as many bits of fraction as the format has,
+  // rounded to even. What is beyond it in the sum's pattern counts its steps, from zero on.
+  const int dropped = 23 - format.mantissa_bits;
+  const auto shift = hn::Add(exponent, hn::Set(di, dropped << 23));
+  const auto sum = hn::BitCast(di, hn::Add(limited, hn::BitCast(df, shift)));
+  const auto code =
+      hn::Add(hn::Sub(sum, shift), hn::ShiftRightSame(hn::Sub(exponent, smallest), dropped));
   const auto sign = hn::And(hn::BitCast(di, hn::ShiftRight<24>(hn::BitCast(du, quotient))),
                             hn::Set(di, std::int32_t{0x80}));
   // Zero has no sign.
   return hn::Or(code, hn::IfThenElseZero(hn::Ne(code, hn::Zero(di)), sign));
+}
+
+/// Codes of FP8.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void StoreCodes(std::integral_constant<Kind, Kind::kFp8> /*kind*/, D df,
+                           const CodeFormat& format, V q0, V q1, V q2, V q3,
+                           std::uint8_t* HWY_RESTRICT codes) {
+  const hn::RebindToSigned<D> di;
+  const hn::Rebind<std::uint8_t, hn::Repartition<std::int16_t, D>> du8;
+  const auto first = Narrow(di, Fp8Code(df, format, q0), Fp8Code(df, format, q1));
+  const auto second = Narrow(di, Fp8Code(df, format, q2), Fp8Code(df, format, q3));
+  hn::StoreU(hn::DemoteTo(du8, first), du8, codes);
+  hn::StoreU(hn::DemoteTo(du8, second), du8, codes + hn::MaxLanes(du8));
+}
+
+/// Codes of another format. What is cut off the patterns does not matter to ties that go away from
+/// zero, so bytes are enough: of exponents, of mantissas, of signs.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void StoreCodes(std::integral_constant<Kind, Kind::kFloat> /*kind*/, D df,
+                           const CodeFormat& format, V q0, V q1, V q2, V q3,
+                           std::uint8_t* HWY_RESTRICT codes) {
+  const hn::Repartition<std::uint16_t, D> d16;
+  const hn::Repartition<std::int16_t, D> di16;
+  const hn::Repartition<std::uint8_t, D> d8;
+  const hn::Rebind<std::uint8_t, decltype(di16)> half8;
+  const auto upper_halves = [&](V low, V high) HWY_ATTR {
+    const auto number = [&](V q) HWY_ATTR {
+      return hn::BitCast(d16, hn::IfThenElseZero(hn::Eq(q, q), q));
+    };
+    return hn::ConcatOdd(d16, number(high), number(low));
+  };
+  // The byte of a lane that is even is of the first half of the values, the other of the second.
+  const auto bytes = [&](auto first, auto second) HWY_ATTR {
+    return hn::BitCast(d8, hn::Or(first, hn::ShiftLeft<8>(second)));
+  };
+  const auto low = upper_halves(q0, q1);
+  const auto high = upper_halves(q2, q3);
+  const auto cell = [&](auto patterns) HWY_ATTR {
+    const auto magnitude = hn::And(patterns, hn::Set(d16, std::uint16_t{0x7FFF}));
+    const auto smallest = hn::Set(d16, format.smallest_cell);
+    const auto limited =
+        hn::Min(hn::ShiftRight<kCellBits - 16>(magnitude), hn::Set(d16, format.largest_cell));
+    return hn::Sub(hn::Max(limited, smallest), smallest);
+  };
+  const auto low_cell = cell(low);
+  const auto high_cell = cell(high);
+  const auto exponent = bytes(hn::ShiftRight<4>(low_cell), hn::ShiftRight<4>(high_cell));
+  const auto four_bits = hn::Set(d16, std::uint16_t{0x0F});
+  const auto mantissa = bytes(hn::And(low_cell, four_bits), hn::And(high_cell, four_bits));
+  const StepTables& tables = *format.steps;
+  const auto bits = LookUp<3>(d8, tables.bits.data(), exponent);
+  const auto steps = LookUp<4>(d8, tables.steps.data(), hn::Or(bits, mantissa));
+  const auto is_next = hn::TestBit(steps, hn::Set(d8, StepTables::kNext));
+  const auto code = hn::IfThenElse(is_next, LookUp<3>(d8, tables.next.data(), exponent),
+                                   hn::Add(LookUp<3>(d8, tables.first.data(), exponent), steps));
+  const auto sign = hn::And(bytes(hn::ShiftRight<8>(low), hn::ShiftRight<8>(high)),
+                            hn::Set(d8, std::uint8_t{0x80}));
+  // Zero has no sign.
+  const auto all =
+      hn::BitCast(d16, hn::Or(code, hn::IfThenElseZero(hn::Ne(code, hn::Zero(d8)), sign)));
+  const auto first = hn::And(all, hn::Set(d16, std::uint16_t{0xFF}));
+  const auto second = hn::ShiftRight<8>(all);
+  hn::StoreU(hn::DemoteTo(half8, hn::BitCast(di16, first)), half8, codes);
+  hn::StoreU(hn::DemoteTo(half8, hn::BitCast(di16, second)), half8, codes + hn::MaxLanes(half8));
 }
 
 /// Where in its cell x * inverse lies, counted from FactorTable::sure_margin() before the first
@@ -152,7 +206,6 @@ HWY_INLINE void EncodeFloats(const CodeFormat& format, const Factors& factors, s
                              std::uint8_t* HWY_RESTRICT codes) {
   const hn::ScalableTag<float> df;
   const hn::RebindToSigned<decltype(df)> di;
-  const hn::Rebind<std::uint8_t, hn::Repartition<std::int16_t, decltype(df)>> du8;
   constexpr std::size_t kQuarter = kStep<kKind> / 4;
   const auto value = [&](std::size_t quarter) HWY_ATTR {
     return LoadValues<kType>(df, values + quarter * kQuarter * size_of(kType));
@@ -177,10 +230,7 @@ HWY_INLINE void EncodeFloats(const CodeFormat& format, const Factors& factors, s
     q2 = quotient(2);
     q3 = quotient(3);
   }
-  const auto first = Narrow(di, CodeOf<kKind>(df, format, q0), CodeOf<kKind>(df, format, q1));
-  hn::StoreU(hn::DemoteTo(du8, first), du8, codes);
-  const auto second = Narrow(di, CodeOf<kKind>(df, format, q2), CodeOf<kKind>(df, format, q3));
-  hn::StoreU(hn::DemoteTo(du8, second), du8, codes + 2 * kQuarter);
+  StoreCodes(std::integral_constant<Kind, kKind>(), df, format, q0, q1, q2, q3, codes);
 }
 
 template <Kind kKind, DType kType, bool kPerChannel>

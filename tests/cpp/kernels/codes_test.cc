@@ -136,7 +136,7 @@ TEST(CodesTest, EveryCellOfFloatFormats) {
       const CodeFormat format = code_format(grid);
       for (const float scale : {1.0F, 0.25F, 0.3F, 1.9999999F, 3e-38F, 7e30F}) {
         std::vector<float> x;
-        for (std::uint32_t cell = 0; cell < kCells; ++cell) {
+        for (std::uint32_t cell = 0; cell < 1U << (31 - kCellBits); ++cell) {
           for (std::uint32_t step = 0; step < 16; ++step) {
             const float quotient = std::bit_cast<float>((cell << kCellBits) + step - 8);
             x.insert(x.end(), {quotient * scale, -quotient * scale});

@@ -96,7 +96,7 @@ Descriptor create_temporary(const fs::path& folder, const std::string& path, std
     *name = (folder / (".amct-" + std::to_string(::getpid()) + "-" +
                        std::to_string(counter.fetch_add(1)) + ".tmp"))
                 .string();
-    Descriptor fd(::open(name->c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, kFileMode));
+    Descriptor fd(::open(name->c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, kFileMode));
     if (fd.valid()) return fd;
     if (errno != EEXIST) throw IoError(errno, "write", path);
   }
@@ -229,6 +229,19 @@ AtomicFile::~AtomicFile() = default;
 
 void AtomicFile::append(std::string_view content) {
   write_all(state_->fd.get(), content, state_->path);
+}
+
+std::string AtomicFile::read_back(std::uint64_t begin, std::size_t size) const {
+  std::string content(size, '\0');
+  std::size_t done = 0;
+  while (done < size) {
+    const ssize_t got = ::pread(state_->fd.get(), content.data() + done, size - done,
+                                static_cast<off_t>(begin + done));
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) throw IoError(got < 0 ? errno : EIO, "read back", state_->path);
+    done += static_cast<std::size_t>(got);
+  }
+  return content;
 }
 
 void AtomicFile::commit() {

@@ -1,46 +1,22 @@
 #include "amct/session/counts_file.h"
 
 #include "amct/core/error.h"
-#include "amct/core/file.h"
 #include "amct/search/search.h"
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <limits>
 #include <string_view>
 #include <utility>
 
-#include <zlib.h>
-
+#include "session/block_file.h"
 #include "value_counts.pb.h"
 
 namespace amct {
 namespace {
 
-using namespace std::string_view_literals;
-
-constexpr std::string_view kMagic = "AMCTcnt"sv;
-constexpr char kVersion = 1;
-constexpr std::uint64_t kMaxBlock = std::numeric_limits<std::int32_t>::max();  // of protobuf
-
-void append_number(std::string& to, std::uint64_t number, int bytes) {
-  for (int i = 0; i < bytes; ++i) to += static_cast<char>((number >> (8 * i)) & 0xFF);
-}
-
-std::uint64_t number_at(std::string_view from, std::size_t at, int bytes) {
-  std::uint64_t number = 0;
-  for (int i = 0; i < bytes; ++i) {
-    const auto byte = static_cast<std::uint8_t>(from[at + static_cast<std::size_t>(i)]);
-    number |= std::uint64_t{byte} << (8 * i);
-  }
-  return number;
-}
-
-std::uint32_t crc_of(std::string_view content) {
-  return static_cast<std::uint32_t>(
-      ::crc32_z(0, reinterpret_cast<const Bytef*>(content.data()), content.size()));
-}
+constexpr BlockFormat kFormat{
+    .magic = "AMCTcnt", .version = 1, .name = "counts file", .remedy = "calibrate again"};
 
 /// A layer's configuration as a file of it alone, and back.
 std::string json_of(const LayerConfig& config) {
@@ -57,25 +33,16 @@ LayerConfig config_of(const std::string& json, const std::string& source) {
 }  // namespace
 
 struct CountsWriter::Impl {
-  AtomicFile file;
-
-  void append(const std::string& content) {
-    std::string head;
-    append_number(head, content.size(), 8);
-    append_number(head, crc_of(content), 4);
-    file.append(head);
-    file.append(content);
-  }
+  BlockWriter file;
 };
 
 CountsWriter::CountsWriter(const std::string& path, const CountsHeader& header)
-    : impl_(new Impl{AtomicFile(path)}) {
-  impl_->file.append(std::string(kMagic) + kVersion);
+    : impl_(new Impl{BlockWriter(path, kFormat)}) {
   AMCTCounts::CountsHeader message;
   message.set_written_by("amct " AMCT_VERSION);
   message.set_batch_num(static_cast<std::uint64_t>(header.batch_num));
   message.set_activation_offset(header.activation_offset);
-  impl_->append(message.SerializeAsString());
+  impl_->file.add(message.SerializeAsString());
 }
 CountsWriter::CountsWriter(CountsWriter&&) noexcept = default;
 CountsWriter& CountsWriter::operator=(CountsWriter&&) noexcept = default;
@@ -91,52 +58,26 @@ void CountsWriter::add(const LayerConfig& config, std::uint64_t index, const Obs
     throw StateError("layer '" + config.name +
                      "': its counts are too large to be saved: more than 2 GiB");
   }
-  impl_->append(content);
+  impl_->file.add(content);
 }
 
-void CountsWriter::commit() {
-  impl_->append("");
-  impl_->file.commit();
+std::size_t CountsWriter::layers() const { return impl_->file.blocks() - 1; }
+std::string CountsWriter::layer(std::size_t number) const {
+  return impl_->file.read_back(number + 1);
 }
+void CountsWriter::add(std::string_view layer) { impl_->file.add(layer); }
+
+void CountsWriter::commit() { impl_->file.commit(); }
 
 struct CountsReader::Impl {
-  FileReader file;
-  std::string path;
-  CountsHeader header;
-  bool at_end = false;
-
-  explicit Impl(const std::string& name) : file(name), path(name) {}
-
-  [[noreturn]] void damaged(const std::string& what) const {
-    throw ValueError(path + ": the counts file is damaged: " + what + "; calibrate again");
-  }
-
-  /// The content of the next block; empty at the end of the file.
-  std::string block() {
-    const std::string head = file.read(12);
-    if (head.size() < 12)
-      damaged("it ends before its last block, so it was not written to its end");
-    const std::uint64_t size = number_at(head, 0, 8);
-    if (size > kMaxBlock || size > file.remaining()) damaged("a block is longer than the file");
-    std::string content = file.read(static_cast<std::size_t>(size));
-    if (content.size() != size || crc_of(content) != number_at(head, 8, 4))
-      damaged("a checksum is wrong");
-    return content;
-  }
+  BlockReader file;
+  CountsHeader header{};
 };
 
-CountsReader::CountsReader(const std::string& path) : impl_(new Impl(path)) {
-  const std::string magic = impl_->file.read(kMagic.size() + 1);
-  if (magic.size() <= kMagic.size() || !magic.starts_with(kMagic))
-    throw ValueError(path + ": this is not a counts file");
-  if (magic.back() != kVersion) {
-    throw ValueError(path + ": this counts file has version " +
-                     std::to_string(static_cast<std::uint8_t>(magic.back())) +
-                     " of its format, and this library reads version " + std::to_string(kVersion) +
-                     "; install a newer one");
-  }
+CountsReader::CountsReader(const std::string& path) : impl_(new Impl{BlockReader(path, kFormat)}) {
   AMCTCounts::CountsHeader message;
-  if (!message.ParseFromString(impl_->block())) impl_->damaged("its header cannot be read");
+  if (!message.ParseFromString(impl_->file.next()))
+    impl_->file.damaged("its header cannot be read");
   constexpr std::uint64_t kMost = std::numeric_limits<std::int64_t>::max();
   impl_->header = {.batch_num = static_cast<std::int64_t>(std::min(message.batch_num(), kMost)),
                    .activation_offset = message.activation_offset(),
@@ -149,21 +90,17 @@ CountsReader::~CountsReader() = default;
 const CountsHeader& CountsReader::header() const { return impl_->header; }
 
 std::optional<LayerCounts> CountsReader::next() {
-  if (impl_->at_end) return std::nullopt;
-  const std::string content = impl_->block();
-  if (content.empty()) {
-    impl_->at_end = true;
-    if (impl_->file.remaining() > 0) impl_->damaged("it goes on after its last block");
-    return std::nullopt;
-  }
+  const std::string& path = impl_->file.path();
+  const std::string content = impl_->file.next();
+  if (content.empty()) return std::nullopt;
   AMCTCounts::LayerCounts message;
-  if (!message.ParseFromString(content)) impl_->damaged("a layer cannot be read");
-  LayerConfig config = config_of(message.config(), impl_->path);
+  if (!message.ParseFromString(content)) impl_->file.damaged("a layer cannot be read");
+  LayerConfig config = config_of(message.config(), path);
   try {
     Observer observer = Observer::deserialize(message.observer());
     return LayerCounts{std::move(config), message.index(), std::move(observer)};
   } catch (const ValueError& error) {
-    throw ValueError(impl_->path + ": layer '" + config.name + "': " + error.what());
+    throw ValueError(path + ": layer '" + config.name + "': " + error.what());
   }
 }
 

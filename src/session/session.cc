@@ -17,6 +17,8 @@
 #include <utility>
 
 #include "session/background_tasks.h"
+#include "session/checkpoint.h"
+#include "session/layer_result.h"
 #include "session/stopwatch.h"
 
 namespace amct {
@@ -121,6 +123,8 @@ struct Session::Impl {
   std::size_t sample_bytes = 0;  // of a layer
   std::string record_file;
   std::vector<std::string> order;        // the configuration's names; empty for an operator
+  std::string config;                    // as a file; empty for an operator
+  bool keeps_counts = false;             // whether a counts file was asked for
   std::optional<LayerConfig> any_layer;  // how a layer without a name of its own is calibrated
 
   mutable std::shared_mutex layers_mutex;  // guards the map, not the layers
@@ -133,8 +137,9 @@ struct Session::Impl {
   std::exception_ptr failure;          // of a search in the background; the first one
   RecordPace pace;
 
-  std::mutex counts_mutex;             // guards what follows
+  mutable std::mutex counts_mutex;     // guards what follows
   std::optional<CountsWriter> counts;  // of layers that are finished
+  std::vector<std::size_t> counted;    // their places in the configuration
 
   // The last member: its end waits for tasks that use the others.
   std::unique_ptr<BackgroundTasks> searches;  // none: searches run where layers are observed
@@ -264,6 +269,7 @@ struct Session::Impl {
     if (!counts) return;
     try {
       counts->add(layer.config, static_cast<std::uint64_t>(index), observer);
+      counted.push_back(static_cast<std::size_t>(index));
     } catch (const std::exception&) {
       counts.reset();
       const std::lock_guard results_lock(results_mutex);
@@ -277,6 +283,69 @@ struct Session::Impl {
     CountsWriter writer = std::move(*counts);
     counts.reset();
     writer.commit();
+  }
+
+  CheckpointHeader checkpoint_header() const {
+    return {.config = config,
+            .batches_done = 0,
+            .sample_bytes = sample_bytes,
+            .keeps_counts = keeps_counts};
+  }
+
+  /// What the counts file has of a finished layer; nothing where none is written. The caller holds
+  /// no mutex.
+  std::string saved_counts(std::size_t index) const {
+    const std::lock_guard lock(counts_mutex);
+    const auto found = std::ranges::find(counted, index);
+    if (!counts || found == counted.end()) return {};
+    return counts->layer(static_cast<std::size_t>(found - counted.begin()));
+  }
+
+  /// Throws ValueError unless what a checkpoint has of a layer can be of this session's.
+  void check(const LayerCheckpoint& saved, const std::string& path) const {
+    const auto damaged = [&](const std::string& what) {
+      throw ValueError(path + ": the checkpoint is damaged: " + what);
+    };
+    if (saved.index >= order.size()) damaged("it has a layer that the configuration has not");
+    const Layer& layer = *layers.at(order[saved.index]);
+    if (saved.observer) {
+      const Observer& seen = *saved.observer;
+      if (seen.granularity() != layer.observed_granularity() ||
+          seen.is_range_only() != layer.range_only || seen.batches() < 1 ||
+          seen.batches() >= batch_num) {
+        damaged("layer '" + layer.config.name + "' was observed in another way");
+      }
+    } else if (layer.config.granularity == Granularity::kPerTensor &&
+               saved.result->params.size() != 1) {
+      damaged("layer '" + layer.config.name + "' has factors of several groups");
+    }
+  }
+
+  /// Goes on with a layer of a checkpoint.
+  void take_over(LayerCheckpoint&& saved) {
+    Layer& layer = *layers.at(order[saved.index]);
+    const std::lock_guard lock(layer.mutex);
+    layer.observe_seconds = saved.observe_seconds;
+    layer.observer = std::move(saved.observer);
+    if (!saved.result) return;
+    {
+      const std::lock_guard counts_lock(counts_mutex);
+      if (counts) {
+        counts->add(saved.counts);
+        counted.push_back(saved.index);
+      }
+    }
+    set_configured(&*saved.result, layer.config, layer.with_offset);
+    const std::lock_guard results_lock(results_mutex);
+    add_result(std::move(*saved.result));
+    ++observed;
+  }
+
+  LayerResult result(const std::string& name) const {
+    const std::lock_guard lock(results_mutex);
+    const auto found = std::ranges::find(results, name, &LayerResult::name);
+    if (found == results.end()) throw StateError("layer '" + name + "' is being finished");
+    return *found;
   }
 
   /// Waits until nothing is searched, and throws what a search threw, once. The caller holds no
@@ -306,6 +375,8 @@ Session::Session(CalibrationConfig config, std::string record_file, const Sessio
   impl_->batch_num = config.batch_num;
   impl_->sample_bytes = share_of(options, config.batch_num, config.layers.size());
   impl_->record_file = std::move(record_file);
+  impl_->config = to_json(config, algorithm_catalog());
+  impl_->keeps_counts = !options.counts_file.empty();
   if (!options.counts_file.empty()) {
     impl_->counts.emplace(options.counts_file,
                           CountsHeader{.batch_num = config.batch_num,
@@ -411,6 +482,41 @@ std::vector<std::string> Session::finish() {
   impl_->commit_counts();
   if (failure) std::rethrow_exception(failure);
   return replaced;
+}
+
+void Session::save(const std::string& checkpoint, std::int64_t batches_done) {
+  if (impl_->order.empty()) throw StateError("what an operator has seen cannot be saved");
+  if (batches_done < 0) throw ValueError("batches_done must not be negative");
+  impl_->wait_for_searches();
+  if (unfinished().empty())
+    throw StateError("all layers are finished; there is nothing to go on with");
+  CheckpointHeader header = impl_->checkpoint_header();
+  header.batches_done = batches_done;
+  CheckpointWriter writer(checkpoint, header);
+  for (std::size_t i = 0; i < impl_->order.size(); ++i) {
+    Layer& layer = *impl_->layers.at(impl_->order[i]);
+    std::unique_lock lock(layer.mutex);
+    if (layer.observer) {
+      if (layer.observer->batches() > 0) writer.add(i, layer.observe_seconds, *layer.observer);
+      continue;
+    }
+    lock.unlock();
+    writer.add(i, impl_->result(layer.config.name), impl_->saved_counts(i));
+  }
+  writer.commit();
+}
+
+std::int64_t Session::restore(const std::string& checkpoint) {
+  if (impl_->order.empty()) throw StateError("an operator cannot go on from a checkpoint");
+  Checkpoint saved = read_checkpoint(checkpoint, impl_->checkpoint_header());
+  for (const auto& [name, layer] : impl_->layers) {
+    const std::lock_guard lock(layer->mutex);
+    if (!layer->observer || layer->observer->batches() > 0)
+      throw StateError("a run that has begun cannot go on from a checkpoint");
+  }
+  for (const LayerCheckpoint& seen : saved.layers) impl_->check(seen, checkpoint);
+  for (LayerCheckpoint& seen : saved.layers) impl_->take_over(std::move(seen));
+  return saved.header.batches_done;
 }
 
 std::vector<LayerResult> Session::results() const {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "session/joined_groups.h"
+#include "session/layer_result.h"
 #include "session/stopwatch.h"
 
 namespace amct {
@@ -65,6 +66,17 @@ std::vector<GroupResult> solve_counts(const LayerConfig& config, const Algorithm
 
 }  // namespace
 
+void set_configured(LayerResult* result, const LayerConfig& config, bool with_offset) {
+  result->name = config.name;
+  result->algorithm = config.algorithm;
+  result->granularity = config.granularity;
+  result->tap = config.tap;
+  result->role = config.role;
+  result->grid = config.grid;
+  result->sink_tokens = config.sink_tokens;
+  result->with_offset = with_offset;
+}
+
 LayerResult solve(const LayerConfig& config, bool with_offset, const Observer& observer) {
   const Stopwatch watch;
   const Algorithm* algorithm = find_algorithm(config.algorithm);
@@ -81,14 +93,7 @@ LayerResult solve(const LayerConfig& config, bool with_offset, const Observer& o
         "without");
   }
   LayerResult result;
-  result.name = config.name;
-  result.algorithm = config.algorithm;
-  result.granularity = config.granularity;
-  result.tap = config.tap;
-  result.role = config.role;
-  result.grid = config.grid;
-  result.sink_tokens = config.sink_tokens;
-  result.with_offset = with_offset;
+  set_configured(&result, config, with_offset);
   result.batches = observer.batches();
   result.rows = observer.rows();
   result.channels = observer.channels();

@@ -41,6 +41,8 @@ class AtomicFile {
 
   /// Throws IoError.
   void append(std::string_view content);
+  /// `size` bytes of what was appended. Throws IoError.
+  std::string read_back(std::uint64_t begin, std::size_t size) const;
   /// Syncs, and puts the file into its place. Throws IoError; what was there is then as it was.
   /// Nothing can be appended afterwards.
   void commit();

@@ -5,11 +5,13 @@
 #include "amct/observe/observer.h"
 #include "amct/session/solve.h"
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -40,6 +42,12 @@ class CountsWriter {
 
   /// Throws IoError, and StateError for a layer of more than 2 GiB.
   void add(const LayerConfig& config, std::uint64_t index, const Observer& observer);
+
+  std::size_t layers() const;  ///< that were added
+  /// The `number`th layer that was added as bytes, and what adds it to another file. Throw IoError.
+  std::string layer(std::size_t number) const;
+  void add(std::string_view layer);
+
   /// Throws IoError; the file that was there is then as it was.
   void commit();
 

@@ -1,4 +1,4 @@
-// Files of blocks, each with its size and checksum: what counts files and checkpoints are made of.
+// Files of blocks, each with its size and checksum: what counts files and snapshots are made of.
 #pragma once
 
 #include "amct/core/file.h"

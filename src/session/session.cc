@@ -17,8 +17,8 @@
 #include <utility>
 
 #include "session/background_tasks.h"
-#include "session/checkpoint.h"
 #include "session/layer_result.h"
+#include "session/snapshot.h"
 #include "session/stopwatch.h"
 
 namespace amct {
@@ -285,7 +285,7 @@ struct Session::Impl {
     writer.commit();
   }
 
-  CheckpointHeader checkpoint_header() const {
+  SnapshotHeader snapshot_header() const {
     return {.config = config,
             .batches_done = 0,
             .sample_bytes = sample_bytes,
@@ -301,10 +301,10 @@ struct Session::Impl {
     return counts->layer(static_cast<std::size_t>(found - counted.begin()));
   }
 
-  /// Throws ValueError unless what a checkpoint has of a layer can be of this session's.
-  void check(const LayerCheckpoint& saved, const std::string& path) const {
+  /// Throws ValueError unless what a snapshot has of a layer can be of this session's.
+  void check(const LayerSnapshot& saved, const std::string& path) const {
     const auto damaged = [&](const std::string& what) {
-      throw ValueError(path + ": the checkpoint is damaged: " + what);
+      throw ValueError(path + ": the snapshot is damaged: " + what);
     };
     if (saved.index >= order.size()) damaged("it has a layer that the configuration has not");
     const Layer& layer = *layers.at(order[saved.index]);
@@ -321,8 +321,8 @@ struct Session::Impl {
     }
   }
 
-  /// Goes on with a layer of a checkpoint.
-  void take_over(LayerCheckpoint&& saved) {
+  /// Goes on with a layer of a snapshot.
+  void take_over(LayerSnapshot&& saved) {
     Layer& layer = *layers.at(order[saved.index]);
     const std::lock_guard lock(layer.mutex);
     layer.observe_seconds = saved.observe_seconds;
@@ -484,15 +484,15 @@ std::vector<std::string> Session::finish() {
   return replaced;
 }
 
-void Session::save(const std::string& checkpoint, std::int64_t batches_done) {
+void Session::save(const std::string& snapshot, std::int64_t batches_done) {
   if (impl_->order.empty()) throw StateError("what an operator has seen cannot be saved");
   if (batches_done < 0) throw ValueError("batches_done must not be negative");
   impl_->wait_for_searches();
   if (unfinished().empty())
     throw StateError("all layers are finished; there is nothing to go on with");
-  CheckpointHeader header = impl_->checkpoint_header();
+  SnapshotHeader header = impl_->snapshot_header();
   header.batches_done = batches_done;
-  CheckpointWriter writer(checkpoint, header);
+  SnapshotWriter writer(snapshot, header);
   for (std::size_t i = 0; i < impl_->order.size(); ++i) {
     Layer& layer = *impl_->layers.at(impl_->order[i]);
     std::unique_lock lock(layer.mutex);
@@ -506,16 +506,16 @@ void Session::save(const std::string& checkpoint, std::int64_t batches_done) {
   writer.commit();
 }
 
-std::int64_t Session::restore(const std::string& checkpoint) {
-  if (impl_->order.empty()) throw StateError("an operator cannot go on from a checkpoint");
-  Checkpoint saved = read_checkpoint(checkpoint, impl_->checkpoint_header());
+std::int64_t Session::restore(const std::string& snapshot) {
+  if (impl_->order.empty()) throw StateError("an operator cannot go on from a snapshot");
+  Snapshot saved = read_snapshot(snapshot, impl_->snapshot_header());
   for (const auto& [name, layer] : impl_->layers) {
     const std::lock_guard lock(layer->mutex);
     if (!layer->observer || layer->observer->batches() > 0)
-      throw StateError("a run that has begun cannot go on from a checkpoint");
+      throw StateError("a run that has begun cannot go on from a snapshot");
   }
-  for (const LayerCheckpoint& seen : saved.layers) impl_->check(seen, checkpoint);
-  for (LayerCheckpoint& seen : saved.layers) impl_->take_over(std::move(seen));
+  for (const LayerSnapshot& seen : saved.layers) impl_->check(seen, snapshot);
+  for (LayerSnapshot& seen : saved.layers) impl_->take_over(std::move(seen));
   return saved.header.batches_done;
 }
 

@@ -1,4 +1,4 @@
-// Checkpoints: what a session knew, as a file.
+// Snapshots: what a session knew, as a file.
 #pragma once
 
 #include "amct/observe/observer.h"
@@ -15,7 +15,7 @@
 namespace amct {
 
 /// What holds for the whole run.
-struct CheckpointHeader {
+struct SnapshotHeader {
   std::string config;  ///< the configuration file, as JSON
   std::int64_t batches_done = 0;
   std::size_t sample_bytes = 0;
@@ -23,7 +23,7 @@ struct CheckpointHeader {
 };
 
 /// A layer that has seen batches: `observer` where it needs more, else `result`.
-struct LayerCheckpoint {
+struct LayerSnapshot {
   std::size_t index = 0;  ///< its place in the configuration
   double observe_seconds = 0;
   std::optional<Observer> observer;
@@ -31,11 +31,11 @@ struct LayerCheckpoint {
   std::string counts;  ///< its block of the counts file
 };
 
-/// Writes a checkpoint, which is there, whole, once it is committed.
-class CheckpointWriter {
+/// Writes a snapshot, which is there, whole, once it is committed.
+class SnapshotWriter {
  public:
   /// Throws as AtomicFile does.
-  CheckpointWriter(const std::string& path, const CheckpointHeader& header);
+  SnapshotWriter(const std::string& path, const SnapshotHeader& header);
 
   /// Throw IoError, and StateError for a layer of more than 2 GiB.
   void add(std::size_t index, double observe_seconds, const Observer& observer);
@@ -47,14 +47,14 @@ class CheckpointWriter {
   BlockWriter file_;
 };
 
-struct Checkpoint {
-  CheckpointHeader header;
-  std::vector<LayerCheckpoint> layers;
+struct Snapshot {
+  SnapshotHeader header;
+  std::vector<LayerSnapshot> layers;
 };
 
-/// Reads a checkpoint of a session that has this configuration, whose layers' results then say what
-/// it says. Throws IoError; ValueError where the file is no checkpoint, is damaged, or is of
+/// Reads a snapshot of a session that has this configuration, whose layers' results then say what
+/// it says. Throws IoError; ValueError where the file is no snapshot, is damaged, or is of
 /// another configuration.
-Checkpoint read_checkpoint(const std::string& path, const CheckpointHeader& expected);
+Snapshot read_snapshot(const std::string& path, const SnapshotHeader& expected);
 
 }  // namespace amct

@@ -1,4 +1,4 @@
-#include "session/checkpoint.h"
+#include "session/snapshot.h"
 
 #include "amct/core/error.h"
 
@@ -11,17 +11,17 @@
 
 #include <nlohmann/json.hpp>
 
-#include "checkpoint.pb.h"
+#include "snapshot.pb.h"
 
 namespace amct {
 namespace {
 
-constexpr BlockFormat kFormat{.magic = "AMCTckp",
+constexpr BlockFormat kFormat{.magic = "AMCTsnp",
                               .version = 1,
-                              .name = "checkpoint",
+                              .name = "snapshot",
                               .remedy = "remove it, and calibrate from the start"};
 
-void add_layer(BlockWriter& file, const AMCTCheckpoint::LayerCheckpoint& message) {
+void add_layer(BlockWriter& file, const AMCTSnapshot::LayerSnapshot& message) {
   const std::string content = message.SerializeAsString();
   if (content.empty())  // protobuf has a limit of 2 GiB
     throw StateError("a layer is too large to be saved: more than 2 GiB");
@@ -35,9 +35,9 @@ std::string difference(const std::string& a, const std::string& b) {
   return patch.empty() ? std::string() : patch.front().value("path", std::string());
 }
 
-void check_header(const BlockReader& file, const CheckpointHeader& header,
-                  const CheckpointHeader& expected) {
-  const std::string of_another = file.path() + ": the checkpoint is of another calibration: ";
+void check_header(const BlockReader& file, const SnapshotHeader& header,
+                  const SnapshotHeader& expected) {
+  const std::string of_another = file.path() + ": the snapshot is of another calibration: ";
   const std::string remedy = "; go on with what it was made with, or remove it";
   if (header.config != expected.config) {
     throw ValueError(of_another + "the configuration differs at '" +
@@ -51,7 +51,7 @@ void check_header(const BlockReader& file, const CheckpointHeader& header,
   }
 }
 
-LayerResult result_of(const BlockReader& file, const AMCTCheckpoint::LayerResult& message) {
+LayerResult result_of(const BlockReader& file, const AMCTSnapshot::LayerResult& message) {
   LayerResult result;
   result.batches = message.batches();
   result.rows = message.rows();
@@ -75,9 +75,9 @@ LayerResult result_of(const BlockReader& file, const AMCTCheckpoint::LayerResult
 
 }  // namespace
 
-CheckpointWriter::CheckpointWriter(const std::string& path, const CheckpointHeader& header)
+SnapshotWriter::SnapshotWriter(const std::string& path, const SnapshotHeader& header)
     : file_(path, kFormat) {
-  AMCTCheckpoint::CheckpointHeader message;
+  AMCTSnapshot::SnapshotHeader message;
   message.set_written_by("amct " AMCT_VERSION);
   message.set_config(header.config);
   message.set_batches_done(static_cast<std::uint64_t>(header.batches_done));
@@ -86,21 +86,20 @@ CheckpointWriter::CheckpointWriter(const std::string& path, const CheckpointHead
   file_.add(message.SerializeAsString());
 }
 
-void CheckpointWriter::add(std::size_t index, double observe_seconds, const Observer& observer) {
-  AMCTCheckpoint::LayerCheckpoint message;
+void SnapshotWriter::add(std::size_t index, double observe_seconds, const Observer& observer) {
+  AMCTSnapshot::LayerSnapshot message;
   message.set_index(index);
   message.set_observe_seconds(observe_seconds);
   message.set_observer(observer.serialize());
   add_layer(file_, message);
 }
 
-void CheckpointWriter::add(std::size_t index, const LayerResult& result,
-                           const std::string& counts) {
-  AMCTCheckpoint::LayerCheckpoint message;
+void SnapshotWriter::add(std::size_t index, const LayerResult& result, const std::string& counts) {
+  AMCTSnapshot::LayerSnapshot message;
   message.set_index(index);
   message.set_observe_seconds(result.observe_seconds);
   message.set_counts(counts);
-  AMCTCheckpoint::LayerResult& seen = *message.mutable_result();
+  AMCTSnapshot::LayerResult& seen = *message.mutable_result();
   seen.set_batches(result.batches);
   seen.set_rows(result.rows);
   seen.set_channels(result.channels);
@@ -118,29 +117,29 @@ void CheckpointWriter::add(std::size_t index, const LayerResult& result,
   add_layer(file_, message);
 }
 
-Checkpoint read_checkpoint(const std::string& path, const CheckpointHeader& expected) {
+Snapshot read_snapshot(const std::string& path, const SnapshotHeader& expected) {
   BlockReader file(path, kFormat);
-  AMCTCheckpoint::CheckpointHeader header;
+  AMCTSnapshot::SnapshotHeader header;
   if (!header.ParseFromString(file.next())) file.damaged("its header cannot be read");
   if (std::cmp_greater(header.batches_done(), std::numeric_limits<std::int64_t>::max()))
     file.damaged("its header cannot be read");
-  Checkpoint result{.header = {.config = header.config(),
-                               .batches_done = static_cast<std::int64_t>(header.batches_done()),
-                               .sample_bytes = header.sample_bytes(),
-                               .keeps_counts = header.keeps_counts()},
-                    .layers = {}};
+  Snapshot result{.header = {.config = header.config(),
+                             .batches_done = static_cast<std::int64_t>(header.batches_done()),
+                             .sample_bytes = header.sample_bytes(),
+                             .keeps_counts = header.keeps_counts()},
+                  .layers = {}};
   check_header(file, result.header, expected);
   std::set<std::uint64_t> seen;
   for (std::string content = file.next(); !content.empty(); content = file.next()) {
-    AMCTCheckpoint::LayerCheckpoint message;
+    AMCTSnapshot::LayerSnapshot message;
     if (!message.ParseFromString(content) || message.has_observer() == message.has_result())
       file.damaged("a layer cannot be read");
     if (!seen.insert(message.index()).second) file.damaged("a layer stands twice");
-    LayerCheckpoint layer{.index = message.index(),
-                          .observe_seconds = message.observe_seconds(),
-                          .observer = std::nullopt,
-                          .result = std::nullopt,
-                          .counts = message.counts()};
+    LayerSnapshot layer{.index = message.index(),
+                        .observe_seconds = message.observe_seconds(),
+                        .observer = std::nullopt,
+                        .result = std::nullopt,
+                        .counts = message.counts()};
     try {
       if (message.has_observer()) layer.observer = Observer::deserialize(message.observer());
     } catch (const ValueError& error) {

@@ -284,6 +284,11 @@ class CacheTap(Tap):
         return None if embeddings is None else self._rotary.find(embeddings)
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether keys wait for a batch that tells how they are turned."""
+        return bool(self._waiting)
+
+    @property
     def is_running(self) -> bool:
         """Whether the attention module's forward runs in this thread."""
         return self._forward.is_running

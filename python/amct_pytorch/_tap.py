@@ -10,7 +10,7 @@ import torch
 
 from amct_pytorch._device import DeviceLayers
 from amct_pytorch._graphs import is_recomputing, outside_graphs
-from amct_pytorch._observe import Recorder, kept_back, observe
+from amct_pytorch._observe import observe
 from amct_pytorch._padding import Padding
 from amct_pytorch._place import Place
 from amct_pytorch._projection import channels_last
@@ -126,28 +126,55 @@ class LinearTap(Tap):
         self._hook.remove()
 
 
-class EndOfForward:
-    """A hook of the whole model: what its forward finished is in the record when it returns.
+class Run(Protocol):
+    """What a model's forwards are told to."""
 
-    It is there while a layer is not finished.
+    def begin_forward(self) -> None:
+        """A forward begins."""
+
+    def end_forward(self, completed: bool) -> None:
+        """A forward returned, or failed."""
+
+    def unfinished(self) -> dict[str, tuple[int, int]]:
+        """The layers that need more batches."""
+
+
+def _begin_forward(run: Run) -> None:
+    run.begin_forward()
+
+
+def _end_forward(run: Run, completed: bool) -> None:
+    run.end_forward(completed)
+
+
+class ForwardHooks:
+    """Hooks of the whole model that tell a run of its forwards, as long as a layer is not finished.
+
+    The object is one of them itself, so that a copy of the model would be a copy of it, which it refuses.
     """
 
-    def __init__(self, model: torch.nn.Module, run: Recorder) -> None:
+    def __init__(self, model: torch.nn.Module, run: Run) -> None:
         # The run is held by its taps alone; where they all go, there is nothing left to do here.
         self._run = weakref.ref(run, lambda _: self.remove())
-        self._write = outside_graphs(Recorder.write_record)
-        self._hook = model.register_forward_hook(self)
+        self._begin_forward = outside_graphs(_begin_forward)
+        self._end_forward = outside_graphs(_end_forward)
+        self._hooks = [
+            model.register_forward_pre_hook(self._begin),
+            model.register_forward_hook(self, always_call=True),
+        ]
+
+    def _begin(self, module: torch.nn.Module, args: Any) -> None:
+        if run := self._run():
+            self._begin_forward(run)
 
     def __call__(self, module: torch.nn.Module, args: Any, output: Any) -> None:
-        try:
-            if run := self._run():
-                self._write(run)
-        except OSError as error:
-            raise kept_back(error, "the factors of this forward are") from error
+        if run := self._run():
+            self._end_forward(run, output is not None)  # else it failed
 
     def remove(self) -> None:
-        """Take the hook off the model."""
-        self._hook.remove()
+        """Take the hooks off the model."""
+        for hook in self._hooks:
+            hook.remove()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         raise _refusal(self._unfinished_layer(), "copied")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from amct_pytorch import _core
 from amct_pytorch._cache_tap import CacheTap
 from amct_pytorch._checks import DEFAULT_MEMORY_BUDGET, require_memory_budget, require_path, require_type
 from amct_pytorch._log import logger
-from amct_pytorch._observe import Recorder
+from amct_pytorch._observe import Recorder, kept_back
 from amct_pytorch._padding import Padding
 from amct_pytorch._place import Place, places_of
 from amct_pytorch._projection import ChannelSlice, is_projection, out_features
 from amct_pytorch._rotary import RotaryCalls
-from amct_pytorch._tap import EndOfForward, LinearTap, taps_of
+from amct_pytorch._snapshots import Forwards, Snapshots, snapshots_of
+from amct_pytorch._tap import ForwardHooks, LinearTap, taps_of
 from amct_pytorch.discovery import KVLayer, find_kv_layers, find_state_layers
 from amct_pytorch.nn.module.quantization.quant_calibration_op import QuantCalibrationOp
 
@@ -172,6 +174,10 @@ def create_quant_cali_model(
     *,
     memory_budget: int = DEFAULT_MEMORY_BUDGET,
     counts_file: str | None = None,
+    snapshot_file: str | None = None,
+    snapshot_batches: int | None = None,
+    snapshot_minutes: float | None = None,
+    resume: bool = False,
 ) -> torch.nn.Module:
     """Put calibration into a model.
 
@@ -198,6 +204,17 @@ def create_quant_cali_model(
     counts_file : str, optional
         File for what the layers were seen to hold, from which `solve_counts` searches other factors without
         the model. It is there once all layers are finished, or with `CalibrationRun.finish`.
+    snapshot_file : str, optional
+        File for what the run has seen so far, from which another process goes on with `resume`. It is
+        replaced between two forwards of the model, and removed when the calibration is finished. It takes
+        what the counts of all layers take, up to 256 KiB a tensor or channel of 16 bits, and `memory_budget`.
+    snapshot_batches, snapshot_minutes : int and float, optional
+        How often it is saved: after so many forwards, or minutes, whichever comes first. Without either it
+        is every 10 minutes.
+    resume : bool
+        Whether to go on from `snapshot_file`, if it is there: the record then has the same bits as that of
+        a run that was not broken. `CalibrationRun.batches_done` of `calibration_run` is how many batches,
+        each a forward of `model` that did not fail, are to be left out now.
 
     Returns
     -------
@@ -210,7 +227,8 @@ def create_quant_cali_model(
         An argument has a wrong type.
     ValueError
         A bad file name; an error in the configuration, or a layer in it that is not in the model or
-        cannot be calibrated; a negative `memory_budget`.
+        cannot be calibrated; a negative `memory_budget`. A snapshot that was damaged, or is of another
+        calibration: of other settings, memory budget, or with a counts file where there is none now.
     RuntimeError
         The model already holds calibration operators, or is in a DataParallel. Later, from the model's
         forward: NaN or infinite values (`NonFiniteError`; on a device with the layer's last batch), an empty
@@ -229,6 +247,7 @@ def create_quant_cali_model(
     require_type("model", model, torch.nn.Module)
     budget = require_memory_budget(memory_budget)
     counts_path = "" if counts_file is None else require_path("counts_file", counts_file)
+    snapshots = snapshots_of(snapshot_file, snapshot_batches, snapshot_minutes, resume)
     _refuse_calibrated(model)
     if any(isinstance(module, torch.nn.DataParallel) for module in model.modules()):
         raise RuntimeError(
@@ -251,10 +270,12 @@ def create_quant_cali_model(
         config, record_path, budget, _WRITING_SHARE, search_in_background=True, counts_file=counts_path
     )
 
-    if Path(record_path).exists():
+    done = snapshots.restore(session) if snapshots is not None and resume else 0
+    if Path(record_path).exists() and done == 0:
         logger.warning("record_file '%s' exists and will be overwritten", record_path)
     _core.write_empty_record(record_path)
-    CalibrationRun(session, model, list(zip(places, modules, strict=True)))
+    run = CalibrationRun(session, model, list(zip(places, modules, strict=True)), snapshots, done)
+    run.write_record()  # of layers that were finished before
     _retrace_compiled_models()
     return model
 
@@ -267,6 +288,10 @@ def calibrate(
     *,
     memory_budget: int = DEFAULT_MEMORY_BUDGET,
     counts_file: str | None = None,
+    snapshot_file: str | None = None,
+    snapshot_batches: int | None = None,
+    snapshot_minutes: float | None = None,
+    resume: bool = False,
 ) -> Iterator[CalibrationRun]:
     """Calibrate a model while a context lasts, and leave it as it was.
 
@@ -276,8 +301,10 @@ def calibrate(
 
     Parameters
     ----------
-    model, config_file, record_file, memory_budget, counts_file
+    model, config_file, record_file, memory_budget, counts_file : optional
         As of `create_quant_cali_model`, which says what is raised, too.
+    snapshot_file, snapshot_batches, snapshot_minutes, resume : optional
+        As there. `CalibrationRun.batches_done` tells how many batches are to be left out.
 
     Yields
     ------
@@ -292,7 +319,15 @@ def calibrate(
     >>> run.results()  # doctest: +SKIP
     """
     create_quant_cali_model(
-        config_file, record_file, model, memory_budget=memory_budget, counts_file=counts_file
+        config_file,
+        record_file,
+        model,
+        memory_budget=memory_budget,
+        counts_file=counts_file,
+        snapshot_file=snapshot_file,
+        snapshot_batches=snapshot_batches,
+        snapshot_minutes=snapshot_minutes,
+        resume=resume,
     )
     run = calibration_run(model)
     try:
@@ -352,9 +387,15 @@ class CalibrationRun(Recorder):
         session: _core.Session,
         model: torch.nn.Module,
         layers: list[tuple[Place, torch.nn.Module]],
+        snapshots: Snapshots | None,
+        batches_done: int,
     ) -> None:
         self._attach(session)
+        self._snapshots = snapshots
+        self._forwards = Forwards(batches_done)
+        layers = [(place, module) for place, module in layers if not session.finished(place.name)]
         self._open = {place.name for place, _ in layers}  # layers whose taps observe
+        self._taps: list[weakref.ref[CacheTap]] = []
         # Taps hold the run, so it is released, and reports, when the last of them goes.
         self._padding = Padding(model)
         self._rotary: RotaryCalls | None = None
@@ -369,7 +410,7 @@ class CalibrationRun(Recorder):
             self._rotary = RotaryCalls(model)
             for name, projections in at_cache.items():
                 self._tap_cache(model, model.get_submodule(name), projections)
-        self._end_of_forward = EndOfForward(model, self)
+        self._forward_hooks = ForwardHooks(model, self)
 
     def _tap_cache(
         self,
@@ -383,7 +424,7 @@ class CalibrationRun(Recorder):
             reach = _max_position(model) if place.max_position is None else place.max_position
             if place.role == "key" and self._session.plan(place.name).channel_factors and reach:
                 turned[place.name] = reach
-        CacheTap(
+        tap = CacheTap(
             attention,
             dict(projections),
             turned,
@@ -392,19 +433,61 @@ class CalibrationRun(Recorder):
             self._padding,
             self._rotary,
         )
+        self._taps.append(weakref.ref(tap))
 
     def layer_finished(self, name: str) -> None:
         """Told by a tap whose layer is finished."""
         self._open.discard(name)
         if not self._open:
             self.release()
+            if self._snapshots is not None and not self._session.unfinished():
+                self._snapshots.remove()  # the record was written
 
     def release(self) -> None:
         """Leave the model alone from now on; taps are taken off one by one."""
-        self._end_of_forward.remove()
+        self._forward_hooks.remove()
+        self._forwards.end_all()
         self._padding.remove()
         if self._rotary is not None:
             self._rotary.remove()
+
+    @property
+    def batches_done(self) -> int:
+        """Forwards of the model that were observed and did not fail, those before a snapshot included."""
+        return self._forwards.done
+
+    def begin_forward(self) -> None:
+        """Told by a hook of the model."""
+        self._forwards.begin()
+
+    def end_forward(self, completed: bool) -> None:
+        """Told by a hook of the model; writes what its forward finished.
+
+        Raises
+        ------
+        OSError
+            The record or the snapshot cannot be written.
+        """
+        try:
+            if completed:
+                self.write_record()
+        except OSError as error:
+            raise kept_back(error, "the factors of this forward are") from error
+        finally:
+            self._forwards.end(completed, self._between_forwards)
+
+    def _between_forwards(self, batches_done: int) -> None:
+        if self._snapshots is None or not self._open or not self._snapshots.is_due(batches_done):
+            return
+        # Keys that wait to be turned are not in the session yet.
+        if not any(tap.is_waiting for ref in self._taps if (tap := ref()) is not None):
+            self._snapshots.save(self._layers, batches_done)
+
+    def finish(self) -> None:
+        """As of `Recorder`; a snapshot is removed then."""
+        super().finish()
+        if self._snapshots is not None:
+            self._snapshots.remove()
 
     def __repr__(self) -> str:
         return (

@@ -7,6 +7,23 @@
 
 namespace amct {
 
+namespace {
+
+/// Factors that are equal may be of other values.
+void compare_what_they_are_of(Verification& v, const LayerRecord& layer,
+                              const LayerRecord& expected) {
+  if (layer.tap != expected.tap) {
+    v.wrong(layer.name, std::string(name_of(layer.tap)),
+            "the record's tap is '" + std::string(name_of(expected.tap)) + "'");
+  }
+  if (layer.sink_tokens != expected.sink_tokens) {
+    v.wrong(layer.name, std::to_string(layer.sink_tokens),
+            "sink_tokens is " + std::to_string(expected.sink_tokens) + " in the record");
+  }
+}
+
+}  // namespace
+
 Capability plain_capability() {
   const auto all = grids();
   return {
@@ -95,19 +112,6 @@ void read_plain_layer(PlainVerification& plain, const Json& entry,
   if (!check_scales(v, layer.name, scales)) return;
   v.used(layer.name, range_text(scales), "as it stands");
   plain.layers.push_back(std::move(layer));
-}
-
-/// Factors that are equal may be of other values.
-void compare_what_they_are_of(Verification& v, const LayerRecord& layer,
-                              const LayerRecord& expected) {
-  if (layer.tap != expected.tap) {
-    v.wrong(layer.name, std::string(name_of(layer.tap)),
-            "the record's tap is '" + std::string(name_of(expected.tap)) + "'");
-  }
-  if (layer.sink_tokens != expected.sink_tokens) {
-    v.wrong(layer.name, std::to_string(layer.sink_tokens),
-            "sink_tokens is " + std::to_string(expected.sink_tokens) + " in the record");
-  }
 }
 
 VerifyReport finish_plain(PlainVerification&& plain) {

@@ -34,9 +34,9 @@ void fill(StepTables& tables, const FloatFormat& format) {
     tables.next[i] = format.encode(1.99 * power);
     const auto between = std::ranges::count_if(
         format.magnitudes(), [&](float value) { return value >= power && value < 2 * power; });
-    const int bits =
-        std::bit_width(std::max(static_cast<std::size_t>(between), std::size_t{1})) - 1;
-    tables.bits[i] = static_cast<std::uint8_t>(16 * bits);
+    const auto bits =
+        std::bit_width(static_cast<std::size_t>(std::max<std::ptrdiff_t>(between, 1)));
+    tables.bits[i] = static_cast<std::uint8_t>(16 * (bits - 1));
   }
   for (unsigned i = 0; i < tables.steps.size(); ++i) {
     const unsigned bits = i / 16;

@@ -1,5 +1,6 @@
 // What the kernels that make codes and those that read them share, once for each instruction set.
 
+#include <bit>
 #include <cstring>
 #include <type_traits>
 
@@ -60,7 +61,7 @@ HWY_INLINE V8 LookUp(D8 d8, const std::uint8_t* HWY_RESTRICT table, V8 indices) 
     return hn::TableLookupBytes(hn::LoadDup128(d8, table),
                                 hn::And(indices, hn::Set(d8, std::uint8_t{0x0F})));
   } else {
-    constexpr std::size_t kLower = kBlocks > 4 ? 4 : kBlocks > 2 ? 2 : 1;
+    constexpr std::size_t kLower = std::bit_floor(kBlocks - 1);
     const auto is_upper = hn::TestBit(indices, hn::Set(d8, static_cast<std::uint8_t>(16 * kLower)));
     return hn::IfThenElse(is_upper, LookUp<kBlocks - kLower>(d8, table + 16 * kLower, indices),
                           LookUp<kLower>(d8, table, indices));
@@ -69,7 +70,9 @@ HWY_INLINE V8 LookUp(D8 d8, const std::uint8_t* HWY_RESTRICT table, V8 indices) 
 
 /// Values that are handled at once: two vectors, or four whose codes are a whole one.
 template <Kind kKind>
-constexpr std::size_t kStep = (is_float(kKind) ? 4 : 2) * hn::MaxLanes(hn::ScalableTag<float>());
+// clang-tidy takes what the compiler converts here for a cast.
+// NOLINTNEXTLINE(modernize-avoid-c-style-cast)
+constexpr std::size_t kStep = hn::MaxLanes(hn::ScalableTag<float>()) * (is_float(kKind) ? 4 : 2);
 
 /// Calls step(channel) for each whole step of a row, and rest(channel, count) for what is left of
 /// it. Where the row is long enough, that is the step that ends with it: what was done is done

@@ -140,7 +140,7 @@ HWY_INLINE void StoreCodes(std::integral_constant<Kind, Kind::kFp8> /*kind*/, D 
 /// Codes of another format. What is cut off the patterns does not matter to ties that go away from
 /// zero, so bytes are enough: of exponents, of mantissas, of signs.
 template <class D, class V = hn::Vec<D>>
-HWY_INLINE void StoreCodes(std::integral_constant<Kind, Kind::kFloat> /*kind*/, D df,
+HWY_INLINE void StoreCodes(std::integral_constant<Kind, Kind::kFloat> /*kind*/, D /*df*/,
                            const CodeFormat& format, V q0, V q1, V q2, V q3,
                            std::uint8_t* HWY_RESTRICT codes) {
   const hn::Repartition<std::uint16_t, D> d16;

@@ -123,7 +123,7 @@ struct Session::Impl {
   std::size_t sample_bytes = 0;  // of a layer
   std::string record_file;
   std::vector<std::string> order;        // the configuration's names; empty for an operator
-  std::string config;                    // as a file; empty for an operator
+  CalibrationConfig config;              // without layers for an operator
   bool keeps_counts = false;             // whether a counts file was asked for
   std::optional<LayerConfig> any_layer;  // how a layer without a name of its own is calibrated
 
@@ -286,7 +286,7 @@ struct Session::Impl {
   }
 
   SnapshotHeader snapshot_header() const {
-    return {.config = config,
+    return {.config = to_json(config, algorithm_catalog()),
             .batches_done = 0,
             .sample_bytes = sample_bytes,
             .keeps_counts = keeps_counts};
@@ -315,8 +315,9 @@ struct Session::Impl {
           seen.batches() >= batch_num) {
         damaged("layer '" + layer.config.name + "' was observed in another way");
       }
-    } else if (layer.config.granularity == Granularity::kPerTensor &&
-               saved.result->params.size() != 1) {
+    }
+    if (saved.result && layer.config.granularity == Granularity::kPerTensor &&
+        saved.result->params.size() != 1) {
       damaged("layer '" + layer.config.name + "' has factors of several groups");
     }
   }
@@ -328,6 +329,8 @@ struct Session::Impl {
     layer.observe_seconds = saved.observe_seconds;
     layer.observer = std::move(saved.observer);
     if (!saved.result) return;
+    LayerResult result = std::move(*saved.result);
+    set_configured(&result, layer.config, layer.with_offset);
     {
       const std::lock_guard counts_lock(counts_mutex);
       if (counts) {
@@ -335,9 +338,8 @@ struct Session::Impl {
         counted.push_back(saved.index);
       }
     }
-    set_configured(&*saved.result, layer.config, layer.with_offset);
     const std::lock_guard results_lock(results_mutex);
-    add_result(std::move(*saved.result));
+    add_result(std::move(result));
     ++observed;
   }
 
@@ -375,7 +377,7 @@ Session::Session(CalibrationConfig config, std::string record_file, const Sessio
   impl_->batch_num = config.batch_num;
   impl_->sample_bytes = share_of(options, config.batch_num, config.layers.size());
   impl_->record_file = std::move(record_file);
-  impl_->config = to_json(config, algorithm_catalog());
+  impl_->config = config;
   impl_->keeps_counts = !options.counts_file.empty();
   if (!options.counts_file.empty()) {
     impl_->counts.emplace(options.counts_file,

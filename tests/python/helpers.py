@@ -92,11 +92,15 @@ def config_for(
 
 
 def calibrated(
-    folder: Path, model: torch.nn.Module, layers: list[str] | None = None, definition: str | None = None
+    folder: Path,
+    model: torch.nn.Module,
+    layers: list[str] | None = None,
+    definition: str | None = None,
+    **options: Any,
 ) -> torch.nn.Module:
     """Put calibration into a model; the record is record.txt in the folder."""
     config_file = config_for(folder, model, layers, definition)
-    return amct.create_quant_cali_model(config_file, str(folder / "record.txt"), model)
+    return amct.create_quant_cali_model(config_file, str(folder / "record.txt"), model, **options)
 
 
 class Attention(torch.nn.Module):

@@ -53,6 +53,10 @@ class TestInterface:
             "model",
             "memory_budget",
             "counts_file",
+            "snapshot_file",
+            "snapshot_batches",
+            "snapshot_minutes",
+            "resume",
         ]
         assert model.parameters["memory_budget"].kind is inspect.Parameter.KEYWORD_ONLY  # an extension
         for signature, count in ((config, 2), (model, 3)):

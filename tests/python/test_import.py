@@ -102,6 +102,7 @@ def test_what_is_installed() -> None:
         "proto/basic_info.proto",
         "proto/quant_calibration_config_pytorch.proto",
         "proto/scale_offset_record_pytorch.proto",
+        "proto/snapshot.proto",
         "proto/value_counts.proto",
         "nn/module/quantization/quant_calibration_op.py",
     ):
@@ -111,6 +112,7 @@ def test_what_is_installed() -> None:
         "basic_info.proto",
         "quant_calibration_config_pytorch.proto",
         "scale_offset_record_pytorch.proto",
+        "snapshot.proto",
         "value_counts.proto",
     }
     # The core is inside the extension module; no library of ours or protobuf's is strewn about.

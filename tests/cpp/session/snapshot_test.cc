@@ -45,29 +45,29 @@ std::map<std::string, std::string> layers_of(const std::string& path) {
   return layers;
 }
 
+CalibrationConfig config(Granularity granularity = Granularity::kPerTensor) {
+  CalibrationConfig config = default_config(Names{"rare", "ifmr", "range"}, algorithm_catalog());
+  config.batch_num = kBatches;
+  for (LayerConfig& layer : config.layers) {
+    layer.granularity = granularity;
+    if (granularity == Granularity::kPerHead) layer.head_num = 2;
+  }
+  config.layers[2].algorithm = "minmax";
+  config.layers[2].options.clear();
+  return config;
+}
+
+/// Shows a session the forwards from `begin` to `end`.
+void show(Session& session, DType dtype, int begin, int end) {
+  for (int forward = begin; forward < end; ++forward) {
+    if (forward % 2 == 0) session.observe("rare", batch_of(dtype, forward, 0).view());
+    session.observe("ifmr", batch_of(dtype, forward, 1).view());
+    session.observe("range", batch_of(dtype, forward, 2).view());
+  }
+}
+
 class SnapshotTest : public support::FolderTest {
  protected:
-  static CalibrationConfig config(Granularity granularity = Granularity::kPerTensor) {
-    CalibrationConfig config = default_config(Names{"rare", "ifmr", "range"}, algorithm_catalog());
-    config.batch_num = kBatches;
-    for (LayerConfig& layer : config.layers) {
-      layer.granularity = granularity;
-      if (granularity == Granularity::kPerHead) layer.head_num = 2;
-    }
-    config.layers[2].algorithm = "minmax";
-    config.layers[2].options.clear();
-    return config;
-  }
-
-  /// Shows a session the forwards from `begin` to `end`.
-  static void show(Session& session, DType dtype, int begin, int end) {
-    for (int forward = begin; forward < end; ++forward) {
-      if (forward % 2 == 0) session.observe("rare", batch_of(dtype, forward, 0).view());
-      session.observe("ifmr", batch_of(dtype, forward, 1).view());
-      session.observe("range", batch_of(dtype, forward, 2).view());
-    }
-  }
-
   /// The same for a session of which only the snapshot matters.
   void save_at(int forward, DType dtype = DType::kBFloat16, const SessionOptions& options = {}) {
     Session session(config(), folder / "other.txt", options);
@@ -80,7 +80,11 @@ class SnapshotTest : public support::FolderTest {
 
 using Case = std::tuple<DType, Granularity, bool>;
 
-class SnapshotEveryTest : public SnapshotTest, public testing::WithParamInterface<Case> {};
+class SnapshotEveryTest : public testing::TestWithParam<Case> {
+ protected:
+  support::TempFolder folder;
+  const std::string snapshot = folder / "run.snapshot";
+};
 
 INSTANTIATE_TEST_SUITE_P(All, SnapshotEveryTest,
                          testing::Combine(testing::ValuesIn(support::kAllDTypes),
@@ -96,7 +100,9 @@ INSTANTIATE_TEST_SUITE_P(All, SnapshotEveryTest,
 
 /// Broken after any forward, and sketched or not.
 TEST_P(SnapshotEveryTest, EndsWithTheSameBits) {
-  const auto [dtype, granularity, keeps_counts] = GetParam();
+  const DType dtype = std::get<0>(GetParam());
+  const Granularity granularity = std::get<1>(GetParam());
+  const bool keeps_counts = std::get<2>(GetParam());
   for (const std::size_t budget : {std::size_t{1} << 20, std::size_t{600}}) {
     const auto options = [&](const std::string& counts) {
       return SessionOptions{.memory_budget = budget,

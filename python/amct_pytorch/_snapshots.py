@@ -1,0 +1,139 @@
+"""When a run's snapshots are saved, and where."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from amct_pytorch import _core
+from amct_pytorch._checks import require_path, require_type
+from amct_pytorch._device import DeviceLayers
+from amct_pytorch._log import logger
+
+DEFAULT_MINUTES = 10.0
+
+
+class Snapshots:
+    """The snapshot file of a run, and how often it is saved.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+    batches : int or None
+        Forwards after which it is saved again.
+    minutes : float or None
+        Minutes after which it is; whichever comes first.
+    """
+
+    def __init__(self, path: str, batches: int | None, minutes: float | None) -> None:
+        self.path = path
+        self._batches = batches
+        self._seconds = None if minutes is None else 60 * minutes
+        self._saved_batch = 0
+        self._saved_time = time.monotonic()
+
+    def restore(self, session: _core.Session) -> int:
+        """Go on from the file, if there is one; return the forwards that are done."""
+        if not Path(self.path).exists():
+            logger.info("there is no '%s' to go on from, so the calibration begins", self.path)
+            return 0
+        done = session.restore(self.path)
+        self._saved_batch = done
+        logger.info("'%s': going on after %d batches", self.path, done)
+        return done
+
+    def is_due(self, batches_done: int) -> bool:
+        """Whether it is time to save again."""
+        if self._batches is not None and batches_done - self._saved_batch >= self._batches:
+            return True
+        return self._seconds is not None and time.monotonic() - self._saved_time >= self._seconds
+
+    def save(self, layers: DeviceLayers, batches_done: int) -> None:
+        """Save what was seen, on devices as well."""
+        layers.hand_over()
+        if layers.session.unfinished():
+            layers.session.save(self.path, batches_done)
+        self._saved_batch = batches_done
+        self._saved_time = time.monotonic()
+
+    def remove(self) -> None:
+        """Take the file away: the record holds all there is to know."""
+        with contextlib.suppress(OSError):
+            Path(self.path).unlink(missing_ok=True)
+
+
+class Forwards:
+    """Counts forwards that are done, and acts between two of them. Thread-safe.
+
+    Parameters
+    ----------
+    done : int
+        Forwards before these.
+    """
+
+    def __init__(self, done: int) -> None:
+        self.done = done
+        self._running = 0
+        self._lock = threading.RLock()
+
+    def begin(self) -> None:
+        """A forward begins; waits while something is done between two."""
+        with self._lock:
+            self._running += 1
+
+    def end(self, completed: bool, between: Callable[[int], None]) -> None:
+        """A forward ends; one that failed is not counted.
+
+        Parameters
+        ----------
+        completed : bool
+            Whether it did not fail.
+        between : callable
+            Takes the number of forwards that are done; called while no other runs. Where forwards of several
+            threads overlap, it waits for a moment when none does.
+        """
+        with self._lock:
+            self._running = max(self._running - 1, 0)  # it may have begun before the run
+            self.done += completed
+            if completed and self._running == 0:
+                between(self.done)
+
+    def end_all(self) -> None:
+        """Nothing more is told: a forward that runs, and made the last layer finish, counts as done."""
+        with self._lock:
+            self.done += self._running
+            self._running = 0
+
+
+def snapshots_of(
+    snapshot_file: Any, snapshot_batches: Any, snapshot_minutes: Any, resume: Any
+) -> Snapshots | None:
+    """What the arguments of a call say.
+
+    Raises TypeError for one of a wrong type, and ValueError for an interval that is none, or without a file.
+    """
+    require_type("resume", resume, bool)
+    for name, value, kinds in (
+        ("snapshot_batches", snapshot_batches, int),
+        ("snapshot_minutes", snapshot_minutes, (int, float)),
+    ):
+        if value is None:
+            continue
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise TypeError(f"{name} must be a number, not {type(value).__name__}")
+        if not value > 0:
+            raise ValueError(f"{name} must be > 0, not {value}")
+    if snapshot_file is None:
+        if resume or snapshot_batches is not None or snapshot_minutes is not None:
+            raise ValueError("resume, snapshot_batches and snapshot_minutes need a snapshot_file")
+        return None
+    path = require_path("snapshot_file", snapshot_file)
+    _core.check_output_path(path)
+    if snapshot_batches is None and snapshot_minutes is None:
+        snapshot_minutes = DEFAULT_MINUTES
+    return Snapshots(path, snapshot_batches, snapshot_minutes)

@@ -1,0 +1,220 @@
+"""Runs that are broken, and go on from a snapshot."""
+
+from __future__ import annotations
+
+import concurrent.futures
+from pathlib import Path
+from typing import Any
+
+import amct_pytorch as amct
+import pytest
+import torch
+from families import tiny
+from helpers import calibrated, tokens
+from test_cache_tap import NAMES, definition, ids
+
+transformers = pytest.importorskip("transformers")
+
+BATCHES = 6
+
+
+def config_of(folder: Path, model: torch.nn.Module, tap: str = "cache", reach: int = 0) -> str:
+    folder.mkdir(exist_ok=True)
+    text = definition("per_channel", reach, BATCHES).replace("tap: cache", f"tap: {tap}")
+    (folder / "d.cfg").write_text(text)
+    amct.create_quant_cali_config(
+        str(folder / "config.json"),
+        model,
+        {"kv_cache_quant_layers": NAMES},
+        str(folder / "d.cfg"),
+    )
+    return str(folder / "config.json")
+
+
+def show(model: torch.nn.Module, begin: int, end: int) -> None:
+    with torch.inference_mode():
+        for i in range(begin, end):
+            model(ids(i), use_cache=True)
+
+
+@pytest.mark.parametrize("tap", ["linear", "cache"])
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_the_record_is_that_of_a_run_that_was_not_broken(tap: str, every: int, tmp_path: Path) -> None:
+    whole = tiny("llama")
+    amct.create_quant_cali_model(config_of(tmp_path, whole, tap, 32), str(tmp_path / "whole.txt"), whole)
+    show(whole, 0, BATCHES)
+    snapshot, record = tmp_path / "run.snapshot", tmp_path / "record.txt"
+    options: dict[str, Any] = {"snapshot_file": str(snapshot), "snapshot_batches": every, "resume": True}
+    begin = 0
+    for end in (1, 4, 5, BATCHES):
+        model = tiny("llama")
+        amct.create_quant_cali_model(config_of(tmp_path, model, tap, 32), str(record), model, **options)
+        run = amct.calibration_run(model)
+        assert run.batches_done == begin
+        show(model, begin, end)
+        assert run.batches_done == end
+        assert snapshot.exists() == (every <= end < BATCHES)
+        begin += (end - begin) // every * every
+        amct.remove_quant_cali(model)
+    assert record.read_bytes() == (tmp_path / "whole.txt").read_bytes()
+
+
+def test_without_a_snapshot_it_begins(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny("llama")
+    with amct.calibrate(
+        model,
+        config_of(tmp_path, model),
+        str(tmp_path / "record.txt"),
+        snapshot_file=str(tmp_path / "run.snapshot"),
+        snapshot_batches=2,
+        resume=True,
+    ) as run:
+        assert run.batches_done == 0
+        show(model, 0, 3)
+        assert (tmp_path / "run.snapshot").exists()
+    assert {layer.batches for layer in run.results()} == {3}
+    assert not (tmp_path / "run.snapshot").exists()  # the calibration was concluded
+
+
+def test_an_error_leaves_the_snapshot(tmp_path: Path) -> None:
+    snapshot, model = tmp_path / "run.snapshot", tiny("llama")
+    config, record = config_of(tmp_path, model), str(tmp_path / "record.txt")
+
+    def interrupted() -> None:
+        with amct.calibrate(model, config, record, snapshot_file=str(snapshot), snapshot_batches=1):
+            show(model, 0, 3)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert snapshot.exists()
+    with amct.calibrate(model, config, record, snapshot_file=str(snapshot), resume=True) as run:
+        assert run.batches_done == 3
+        show(model, 3, BATCHES)
+        assert not run.unfinished()
+
+
+def test_layers_that_were_finished_before_are_in_the_record_at_once(tmp_path: Path) -> None:
+    """Layers that not every forward reaches finish at different times."""
+    options: dict[str, Any] = {"snapshot_file": str(tmp_path / "snapshot"), "resume": True}
+    text = "batch_num: 2 kv_cache_quant_config { calibration_config { minmax_quantize { } } }"
+
+    def started() -> tuple[torch.nn.Module, Any]:
+        torch.manual_seed(0)
+        model = Sometimes()
+        calibrated(tmp_path / "run", model, ["always", "rare"], text, snapshot_batches=1, **options)
+        return model, amct.calibration_run(model)
+
+    model, run = started()
+    model(tokens(), False)
+    model(tokens(), True)
+    assert run.unfinished() == {"rare": (1, 2)}
+    model, run = started()
+    assert run.batches_done == 2
+    assert list(amct.read_record(tmp_path / "run" / "record.txt")) == ["always"]
+    assert [(layer.name, layer.batches) for layer in run.results()] == [("always", 2)]
+    model(tokens(), True)
+    assert list(amct.read_record(tmp_path / "run" / "record.txt")) == ["always", "rare"]
+
+
+class Sometimes(torch.nn.Module):
+    """A layer that each forward reaches, and one that some do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.always, self.rare = torch.nn.Linear(16, 16), torch.nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor, all_of_it: bool) -> torch.Tensor:
+        x = self.always(x)
+        return self.rare(x) if all_of_it else x
+
+
+def test_a_forward_that_failed_is_not_counted(tmp_path: Path) -> None:
+    model = tiny("llama")
+    amct.create_quant_cali_model(
+        config_of(tmp_path, model),
+        str(tmp_path / "record.txt"),
+        model,
+        snapshot_file=str(tmp_path / "snapshot"),
+        snapshot_batches=1,
+    )
+    run = amct.calibration_run(model)
+    hook = model.model.layers[0].register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        show(model, 0, 1)
+    hook.remove()
+    assert run.batches_done == 0
+    show(model, 0, 1)
+    assert run.batches_done == 1
+
+
+def test_forwards_of_threads_are_saved_between_them(tmp_path: Path) -> None:
+    model = tiny("llama")
+    snapshot = tmp_path / "snapshot"
+    config = config_of(tmp_path, model)
+    options: dict[str, Any] = {"snapshot_file": str(snapshot), "snapshot_batches": 1}
+    amct.create_quant_cali_model(config, str(tmp_path / "record.txt"), model, **options)
+    run = amct.calibration_run(model)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda i: show(model, i, i + 1), range(BATCHES - 1)))
+    assert run.batches_done == BATCHES - 1
+    again = tiny("llama")
+    amct.create_quant_cali_model(config, str(tmp_path / "record.txt"), again, **options, resume=True)
+    assert set(amct.calibration_run(again).unfinished().values()) == {(BATCHES - 1, BATCHES)}
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    model = tiny("llama")
+    config, record, snapshot = config_of(tmp_path, model), str(tmp_path / "r.txt"), tmp_path / "snapshot"
+
+    def refused(error: type[Exception], match: str, **options: Any) -> None:
+        with pytest.raises(error, match=match):
+            amct.create_quant_cali_model(config, record, model, **options)
+        assert not Path(record).exists()
+        with pytest.raises(RuntimeError):
+            amct.calibration_run(model)  # it was left alone
+
+    refused(ValueError, "need a snapshot_file", resume=True)
+    refused(ValueError, "need a snapshot_file", snapshot_minutes=1)
+    refused(ValueError, "snapshot_batches must be > 0", snapshot_file=str(snapshot), snapshot_batches=0)
+    refused(TypeError, "snapshot_minutes must be a number", snapshot_file=str(snapshot), snapshot_minutes="1")
+    refused(TypeError, "resume must be a bool", snapshot_file=str(snapshot), resume=1)
+    refused(ValueError, "is a folder", snapshot_file=str(tmp_path))
+    snapshot.write_bytes(b"AMCTsnp\x01 and no more")
+    refused(ValueError, "the snapshot is damaged", snapshot_file=str(snapshot), resume=True)
+    snapshot.write_text("something else")
+    refused(ValueError, "this is not a snapshot", snapshot_file=str(snapshot), resume=True)
+
+
+def test_time_makes_a_snapshot_due(tmp_path: Path) -> None:
+    model = tiny("llama")
+    snapshot = tmp_path / "snapshot"
+    amct.create_quant_cali_model(
+        config_of(tmp_path, model),
+        str(tmp_path / "record.txt"),
+        model,
+        snapshot_file=str(snapshot),
+        snapshot_minutes=1e-9,
+    )
+    show(model, 0, 1)
+    first = snapshot.stat().st_mtime_ns
+    show(model, 1, 2)
+    assert snapshot.stat().st_mtime_ns > first
+
+
+def test_no_snapshot_leaves_out_keys_that_wait(tmp_path: Path) -> None:
+    """Those at the first position wait for a batch that tells how they are turned."""
+    model = tiny("llama")
+    snapshot = tmp_path / "snapshot"
+    amct.create_quant_cali_model(
+        config_of(tmp_path, model, "cache", 32),
+        str(tmp_path / "record.txt"),
+        model,
+        snapshot_file=str(snapshot),
+        snapshot_batches=1,
+    )
+    model(ids(length=1), use_cache=True)
+    assert not snapshot.exists()
+    model(ids(length=5), use_cache=True)
+    assert snapshot.exists()
+    assert set(amct.calibration_run(model).unfinished().values()) == {(2, BATCHES)}

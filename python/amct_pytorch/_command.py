@@ -33,6 +33,14 @@ class UsageError(InputError):
     exit_code = 2
 
 
+class InterruptedBySignalError(InputError):
+    """A signal ended the command; its exit code is that of a process that the signal ended."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
+
+
 def with_errors_in_a_line(command: Callable[P, None]) -> Callable[P, None]:
     """Make a command say what went wrong in a line, after the traceback where the user wants to know more."""
 
@@ -92,13 +100,13 @@ def timed(what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def progress(label: str, steps: int) -> Iterator[Callable[[], None]]:
-    """A bar in a terminal, and nothing elsewhere; what it yields is called after each step."""
+def progress(label: str, steps: int) -> Iterator[Callable[[int], None]]:
+    """A bar in a terminal, and nothing elsewhere; what it yields is called with the number of steps done."""
     if not sys.stderr.isatty():
-        yield lambda: None
+        yield lambda _: None
         return
     with typer.progressbar(length=steps, label=label, file=sys.stderr) as shown:
-        yield lambda: shown.update(1)
+        yield shown.update
 
 
 def echo_json(content: Any) -> None:

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import inspect
-import math
+import signal
 import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 
 from amct_pytorch import _models
-from amct_pytorch._command import InputError, echo_json, progress, table, timed, with_errors_in_a_line
+from amct_pytorch._command import (
+    InputError,
+    InterruptedBySignalError,
+    UsageError,
+    echo_json,
+    progress,
+    table,
+    timed,
+    with_errors_in_a_line,
+)
 from amct_pytorch._core import read_config
 from amct_pytorch._data import Source, read_windows, windows_asked
 from amct_pytorch._options import (
@@ -125,6 +138,19 @@ def calibrate(
         typer.Option(min=1, help="Tokens to observe, up to whole batches, in place of --batches."),
     ] = None,
     seed: Seed = None,
+    snapshot: Annotated[
+        Path | None,
+        typer.Option(help="File for what was seen so far, from which --resume goes on; removed at the end."),
+    ] = None,
+    snapshot_batches: Annotated[
+        int | None, typer.Option(min=1, help="Batches after which the snapshot is saved again.")
+    ] = None,
+    snapshot_minutes: Annotated[
+        float | None, typer.Option(help="Minutes after which it is (default: 10, or as batches say).")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the snapshot, if it is there.")
+    ] = False,
     dtype: LoadAs = Dtype.auto,
     device: Device = "cpu",
     as_json: Json = False,
@@ -142,6 +168,9 @@ def calibrate(
 
     Example: amct-pytorch calibrate --model DIR --text book.txt \
       --config config.json
+
+    Example: amct-pytorch calibrate --model DIR --text book.txt \
+      --batches 10000 --snapshot run.snapshot --resume
     """
     source = Source(text, jsonl, token_ids)
     settings = Settings(
@@ -156,6 +185,7 @@ def calibrate(
         query_weighted,
     )
     asked = windows_asked(batches, num_tokens, batch_size * sequence_length, "--batches")
+    saving = _saving(snapshot, snapshot_batches, snapshot_minutes, resume)
     if config is not None:
         settings.refuse_given("--config has all settings", batches=batches, num_tokens=num_tokens)
     files = _models.find_model(model, gguf)
@@ -171,12 +201,29 @@ def calibrate(
         _models.check_token_ids(torch.cat(rows), without_weights)
         _models.warn_of_length(sequence_length, without_weights)
         loaded = _models.load(files, without_weights, dtype.value, device)
-        run = observe(loaded, config, record, counts, rows, batch_size, device)
+        run = observe(loaded, config, record, counts, rows, batch_size, device, **saving)
     if not run.results():
         raise InputError(
             "no layer was reached by a token that counts; give longer windows, or fewer sink tokens"
         )
     _show(run, record, as_json)
+
+
+def _saving(path: Path | None, batches: int | None, minutes: float | None, resume: bool) -> dict[str, Any]:
+    """What `calibrate` takes of snapshots."""
+    if path is None:
+        given = {"--snapshot-batches": batches, "--snapshot-minutes": minutes, "--resume": resume or None}
+        if needless := [option for option, value in given.items() if value is not None]:
+            raise UsageError(f"{' and '.join(needless)} need --snapshot FILE")
+        return {}
+    if minutes is not None and not minutes > 0:
+        raise UsageError(f"--snapshot-minutes must be > 0, not {minutes:g}")
+    return {
+        "snapshot_file": str(path),
+        "snapshot_batches": batches,
+        "snapshot_minutes": minutes,
+        "resume": resume,
+    }
 
 
 def observe(
@@ -187,6 +234,7 @@ def observe(
     rows: list[torch.Tensor],
     batch_size: int,
     device: str,
+    **saving: Any,
 ) -> CalibrationRun:
     """Calibrate a model on windows.
 
@@ -202,19 +250,64 @@ def observe(
         Windows in a batch.
     device : str
         Where the model is.
+    saving
+        Snapshots; see `amct_pytorch.calibrate`. With them a signal to end saves one after the batch that
+        runs.
     """
     saved = None if counts is None else str(counts)
+    batches = [torch.cat(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
+    if saving:
+        saving["snapshot_data"] = _digest(batches)
     with (
         timed("calibrated"),
-        calibrate_model(model, str(config), str(record), counts_file=saved) as run,
+        calibrate_model(model, str(config), str(record), counts_file=saved, **saving) as run,
         torch.inference_mode(),
-        progress("Calibrating", math.ceil(len(rows) / batch_size)) as done,
+        _signals(bool(saving)) as signals,
+        progress("Calibrating", len(batches)) as done,
     ):
-        for start in range(0, len(rows), batch_size):
-            batch = torch.cat(rows[start : start + batch_size]).to(device)
-            model(**_models.inputs_of(model, batch), **_cache_use(run, model))
-            done()
+        done(run.batches_done)
+        for batch in batches[run.batches_done :]:
+            model(**_models.inputs_of(model, batch.to(device)), **_cache_use(run, model))
+            done(1)
+            if signals and run.unfinished():
+                run.save_snapshot()
+                raise InterruptedBySignalError(
+                    signals[0],
+                    f"interrupted after {run.batches_done} of {len(batches)} batches, which are in "
+                    f"'{saving['snapshot_file']}'; go on with --resume",
+                )
     return run
+
+
+def _digest(batches: list[torch.Tensor]) -> str:
+    """What tells these batches of token ids from others."""
+    digest = hashlib.sha256()
+    for batch in batches:
+        digest.update(repr(tuple(batch.shape)).encode())
+        digest.update(batch.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _signals(wait: bool) -> Iterator[list[int]]:
+    """Signals to end that came, where they are to wait for the end of a batch."""
+    came: list[int] = []
+    if not wait or threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: Any) -> None:
+        came.append(number)
+        signal.signal(number, before[signal.Signals(number)])  # a second one ends at once
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _cache_use(run: CalibrationRun, model: torch.nn.Module) -> dict[str, bool]:

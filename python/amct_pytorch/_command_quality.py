@@ -169,7 +169,7 @@ def evaluate(
             recent_tokens=recent_tokens,
             missing="keep",
             layers=layers,
-            progress=done,
+            progress=lambda: done(1),
         )
     _show(found, as_json, layers)
     if max_loss is not None and not found.candidates[0].loss * 100 <= max_loss:

@@ -28,13 +28,16 @@ class Snapshots:
         Forwards after which it is saved again.
     minutes : float or None
         Minutes after which it is; whichever comes first.
+    data : str
+        What names the batches that are shown.
     """
 
-    def __init__(self, path: str, batches: int | None, minutes: float | None) -> None:
+    def __init__(self, path: str, batches: int | None, minutes: float | None, data: str) -> None:
         self.path = path
+        self._data = data
         self._batches = batches
         self._seconds = None if minutes is None else 60 * minutes
-        self._saved_batch = 0
+        self.saved_batch = 0  # forwards that the file has
         self._saved_time = time.monotonic()
 
     def restore(self, session: _core.Session) -> int:
@@ -42,23 +45,22 @@ class Snapshots:
         if not Path(self.path).exists():
             logger.info("there is no '%s' to go on from, so the calibration begins", self.path)
             return 0
-        done = session.restore(self.path)
-        self._saved_batch = done
+        done = session.restore(self.path, self._data)
+        self.saved_batch = done
         logger.info("'%s': going on after %d batches", self.path, done)
         return done
 
     def is_due(self, batches_done: int) -> bool:
         """Whether it is time to save again."""
-        if self._batches is not None and batches_done - self._saved_batch >= self._batches:
+        if self._batches is not None and batches_done - self.saved_batch >= self._batches:
             return True
         return self._seconds is not None and time.monotonic() - self._saved_time >= self._seconds
 
     def save(self, layers: DeviceLayers, batches_done: int) -> None:
         """Save what was seen, on devices as well."""
         layers.hand_over()
-        if layers.session.unfinished():
-            layers.session.save(self.path, batches_done)
-        self._saved_batch = batches_done
+        layers.session.save(self.path, batches_done, self._data)
+        self.saved_batch = batches_done
         self._saved_time = time.monotonic()
 
     def remove(self) -> None:
@@ -111,7 +113,7 @@ class Forwards:
 
 
 def snapshots_of(
-    snapshot_file: Any, snapshot_batches: Any, snapshot_minutes: Any, resume: Any
+    snapshot_file: Any, snapshot_batches: Any, snapshot_minutes: Any, snapshot_data: Any, resume: Any
 ) -> Snapshots | None:
     """What the arguments of a call say.
 
@@ -129,11 +131,14 @@ def snapshots_of(
         if not value > 0:
             raise ValueError(f"{name} must be > 0, not {value}")
     if snapshot_file is None:
-        if resume or snapshot_batches is not None or snapshot_minutes is not None:
-            raise ValueError("resume, snapshot_batches and snapshot_minutes need a snapshot_file")
+        if resume or any(value is not None for value in (snapshot_batches, snapshot_minutes, snapshot_data)):
+            raise ValueError(
+                "resume, snapshot_batches, snapshot_minutes and snapshot_data need a snapshot_file"
+            )
         return None
     path = require_path("snapshot_file", snapshot_file)
     _core.check_output_path(path)
     if snapshot_batches is None and snapshot_minutes is None:
         snapshot_minutes = DEFAULT_MINUTES
-    return Snapshots(path, snapshot_batches, snapshot_minutes)
+    data = "" if snapshot_data is None else require_type("snapshot_data", snapshot_data, str)
+    return Snapshots(path, snapshot_batches, snapshot_minutes, data)

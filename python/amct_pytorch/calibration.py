@@ -177,6 +177,7 @@ def create_quant_cali_model(
     snapshot_file: str | None = None,
     snapshot_batches: int | None = None,
     snapshot_minutes: float | None = None,
+    snapshot_data: str | None = None,
     resume: bool = False,
 ) -> torch.nn.Module:
     """Put calibration into a model.
@@ -211,6 +212,9 @@ def create_quant_cali_model(
     snapshot_batches, snapshot_minutes : int and float, optional
         How often it is saved: after so many forwards, or minutes, whichever comes first. Without either it
         is every 10 minutes.
+    snapshot_data : str, optional
+        What names the batches, a digest of the data set and of how it is cut for instance: a snapshot that
+        was made with another one is refused.
     resume : bool
         Whether to go on from `snapshot_file`, if it is there: the record then has the same bits as that of
         a run that was not broken. `CalibrationRun.batches_done` of `calibration_run` is how many batches,
@@ -228,7 +232,8 @@ def create_quant_cali_model(
     ValueError
         A bad file name; an error in the configuration, or a layer in it that is not in the model or
         cannot be calibrated; a negative `memory_budget`. A snapshot that was damaged, or is of another
-        calibration: of other settings, memory budget, or with a counts file where there is none now.
+        calibration: of other settings, another memory budget or `snapshot_data`, or with a counts file where
+        there is none now.
     RuntimeError
         The model already holds calibration operators, or is in a DataParallel. Later, from the model's
         forward: NaN or infinite values (`NonFiniteError`; on a device with the layer's last batch), an empty
@@ -247,7 +252,7 @@ def create_quant_cali_model(
     require_type("model", model, torch.nn.Module)
     budget = require_memory_budget(memory_budget)
     counts_path = "" if counts_file is None else require_path("counts_file", counts_file)
-    snapshots = snapshots_of(snapshot_file, snapshot_batches, snapshot_minutes, resume)
+    snapshots = snapshots_of(snapshot_file, snapshot_batches, snapshot_minutes, snapshot_data, resume)
     _refuse_calibrated(model)
     if any(isinstance(module, torch.nn.DataParallel) for module in model.modules()):
         raise RuntimeError(
@@ -291,6 +296,7 @@ def calibrate(
     snapshot_file: str | None = None,
     snapshot_batches: int | None = None,
     snapshot_minutes: float | None = None,
+    snapshot_data: str | None = None,
     resume: bool = False,
 ) -> Iterator[CalibrationRun]:
     """Calibrate a model while a context lasts, and leave it as it was.
@@ -303,7 +309,7 @@ def calibrate(
     ----------
     model, config_file, record_file, memory_budget, counts_file : optional
         As of `create_quant_cali_model`, which says what is raised, too.
-    snapshot_file, snapshot_batches, snapshot_minutes, resume : optional
+    snapshot_file, snapshot_batches, snapshot_minutes, snapshot_data, resume : optional
         As there. `CalibrationRun.batches_done` tells how many batches are to be left out.
 
     Yields
@@ -327,6 +333,7 @@ def calibrate(
         snapshot_file=snapshot_file,
         snapshot_batches=snapshot_batches,
         snapshot_minutes=snapshot_minutes,
+        snapshot_data=snapshot_data,
         resume=resume,
     )
     run = calibration_run(model)
@@ -337,6 +344,8 @@ def calibrate(
     except BaseException:
         with contextlib.suppress(OSError, RuntimeError):  # the error of the context counts
             run.write_record()
+        if run.is_saved:
+            run._at_release.detach()  # nothing is lost
         raise
     finally:
         remove_quant_cali(model)
@@ -455,6 +464,25 @@ class CalibrationRun(Recorder):
     def batches_done(self) -> int:
         """Forwards of the model that were observed and did not fail, those before a snapshot included."""
         return self._forwards.done
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether the snapshot has all that was seen."""
+        return self._snapshots is not None and self._snapshots.saved_batch == self.batches_done > 0
+
+    def save_snapshot(self) -> None:
+        """Save the snapshot now, whatever its interval; between two forwards.
+
+        Raises
+        ------
+        RuntimeError
+            The run has no `snapshot_file`, or all layers are finished.
+        OSError
+            The file cannot be written; the one that was there is as it was.
+        """
+        if self._snapshots is None:
+            raise RuntimeError("the run has no snapshot_file")
+        self._snapshots.save(self._layers, self.batches_done)
 
     def begin_forward(self) -> None:
         """Told by a hook of the model."""

@@ -285,8 +285,9 @@ struct Session::Impl {
     writer.commit();
   }
 
-  SnapshotHeader snapshot_header() const {
+  SnapshotHeader snapshot_header(const std::string& data) const {
     return {.config = to_json(config, algorithm_catalog()),
+            .data = data,
             .batches_done = 0,
             .sample_bytes = sample_bytes,
             .keeps_counts = keeps_counts};
@@ -486,13 +487,14 @@ std::vector<std::string> Session::finish() {
   return replaced;
 }
 
-void Session::save(const std::string& snapshot, std::int64_t batches_done) {
+void Session::save(const std::string& snapshot, std::int64_t batches_done,
+                   const std::string& data) {
   if (impl_->order.empty()) throw StateError("what an operator has seen cannot be saved");
   if (batches_done < 0) throw ValueError("batches_done must not be negative");
   impl_->wait_for_searches();
   if (unfinished().empty())
     throw StateError("all layers are finished; there is nothing to go on with");
-  SnapshotHeader header = impl_->snapshot_header();
+  SnapshotHeader header = impl_->snapshot_header(data);
   header.batches_done = batches_done;
   SnapshotWriter writer(snapshot, header);
   for (std::size_t i = 0; i < impl_->order.size(); ++i) {
@@ -508,9 +510,9 @@ void Session::save(const std::string& snapshot, std::int64_t batches_done) {
   writer.commit();
 }
 
-std::int64_t Session::restore(const std::string& snapshot) {
+std::int64_t Session::restore(const std::string& snapshot, const std::string& data) {
   if (impl_->order.empty()) throw StateError("an operator cannot go on from a snapshot");
-  Snapshot saved = read_snapshot(snapshot, impl_->snapshot_header());
+  Snapshot saved = read_snapshot(snapshot, impl_->snapshot_header(data));
   for (const auto& [name, layer] : impl_->layers) {
     const std::lock_guard lock(layer->mutex);
     if (!layer->observer || layer->observer->batches() > 0)

@@ -43,6 +43,8 @@ void check_header(const BlockReader& file, const SnapshotHeader& header,
     throw ValueError(of_another + "the configuration differs at '" +
                      difference(header.config, expected.config) + "'" + remedy);
   }
+  if (header.data != expected.data)
+    throw ValueError(of_another + "other batches were shown" + remedy);
   if (header.sample_bytes != expected.sample_bytes)
     throw ValueError(of_another + "its memory budget differs" + remedy);
   if (header.keeps_counts != expected.keeps_counts) {
@@ -80,6 +82,7 @@ SnapshotWriter::SnapshotWriter(const std::string& path, const SnapshotHeader& he
   AMCTSnapshot::SnapshotHeader message;
   message.set_written_by("amct " AMCT_VERSION);
   message.set_config(header.config);
+  message.set_data(header.data);
   message.set_batches_done(static_cast<std::uint64_t>(header.batches_done));
   message.set_sample_bytes(header.sample_bytes);
   message.set_keeps_counts(header.keeps_counts);
@@ -124,6 +127,7 @@ Snapshot read_snapshot(const std::string& path, const SnapshotHeader& expected) 
   if (std::cmp_greater(header.batches_done(), std::numeric_limits<std::int64_t>::max()))
     file.damaged("its header cannot be read");
   Snapshot result{.header = {.config = header.config(),
+                             .data = header.data(),
                              .batches_done = static_cast<std::int64_t>(header.batches_done()),
                              .sample_bytes = header.sample_bytes(),
                              .keeps_counts = header.keeps_counts()},

@@ -17,6 +17,7 @@ namespace amct {
 /// What holds for the whole run.
 struct SnapshotHeader {
   std::string config;  ///< the configuration file, as JSON
+  std::string data;    ///< what names the batches; or empty
   std::int64_t batches_done = 0;
   std::size_t sample_bytes = 0;
   bool keeps_counts = false;

@@ -56,6 +56,7 @@ class TestInterface:
             "snapshot_file",
             "snapshot_batches",
             "snapshot_minutes",
+            "snapshot_data",
             "resume",
         ]
         assert model.parameters["memory_budget"].kind is inspect.Parameter.KEYWORD_ONLY  # an extension

@@ -36,7 +36,7 @@ def test_commands() -> None:
 
 
 def test_options_of_the_command() -> None:
-    assert completed("calibrate", "--s") == {"--sink-tokens", "--sequence-length", "--seed", "--symmetric"}
+    assert completed("calibrate", "--se") == {"--sequence-length", "--seed"}
     assert completed("-v", "layers", "--") == {"--model", "--gguf", "--json", "--verbose", "--help"}
     # A value that is called as a command is not one.
     assert completed("calibrate", "--record", "report", "--num") == {"--num-tokens"}

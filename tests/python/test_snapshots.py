@@ -180,6 +180,8 @@ def test_what_is_refused(tmp_path: Path) -> None:
     refused(TypeError, "snapshot_minutes must be a number", snapshot_file=str(snapshot), snapshot_minutes="1")
     refused(TypeError, "resume must be a bool", snapshot_file=str(snapshot), resume=1)
     refused(ValueError, "is a folder", snapshot_file=str(tmp_path))
+    refused(ValueError, "need a snapshot_file", snapshot_data="x")
+    refused(TypeError, "snapshot_data must be a str", snapshot_file=str(snapshot), snapshot_data=1)
     snapshot.write_bytes(b"AMCTsnp\x01 and no more")
     refused(ValueError, "the snapshot is damaged", snapshot_file=str(snapshot), resume=True)
     snapshot.write_text("something else")

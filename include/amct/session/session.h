@@ -131,17 +131,18 @@ class Session {
   std::vector<std::string> finish();
 
   /// Saves all that this session knows, so that another one goes on from here with restore(), to
-  /// the same bits. `batches_done` is the caller's count of what need not be shown again. To be
-  /// called between two batches: of one that some layers have seen, those would see it twice. Waits
-  /// for searches. Throws IoError, and then a snapshot that was there is as it was; StateError
-  /// where nothing is left to be seen, of a layer of more than 2 GiB, and for an operator's
-  /// session; and as write_record() does.
-  void save(const std::string& snapshot, std::int64_t batches_done);
+  /// the same bits. `batches_done` is the caller's count of what need not be shown again, `data`
+  /// names what is shown: a digest of it, or nothing. To be called between two batches: of one that
+  /// some layers have seen, those would see it twice. Waits for searches. Throws IoError, and then
+  /// a snapshot that was there is as it was; StateError where nothing is left to be seen, of a
+  /// layer of more than 2 GiB, and for an operator's session; and as write_record() does.
+  void save(const std::string& snapshot, std::int64_t batches_done, const std::string& data = {});
   /// Takes over what save() saved of a session with the same configuration, memory_budget, and
-  /// counts_file or none. Returns batches_done. Throws IoError; ValueError where the file is no
-  /// snapshot, was damaged, or is of another calibration; StateError where this session has seen
-  /// batches, and for an operator's one. Nothing is taken over then.
-  std::int64_t restore(const std::string& snapshot);
+  /// counts_file or none, that was shown the same `data`. Returns batches_done. Throws IoError;
+  /// ValueError where the file is no snapshot, was damaged, or is of another calibration;
+  /// StateError where this session has seen batches, and for an operator's one. Nothing is taken
+  /// over then.
+  std::int64_t restore(const std::string& snapshot, const std::string& data = {});
 
   /// The finished layers, in configuration order (else in the order they finished).
   std::vector<LayerResult> results() const;

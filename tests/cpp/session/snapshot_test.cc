@@ -194,6 +194,9 @@ TEST_F(SnapshotTest, OfAnotherCalibrationItIsRefused) {
   other = config();
   other.batch_num = 9;
   refused(other, {}, "the configuration differs at '/batch_num'");
+  Session of_others(config(), folder / "record.txt");
+  expect_error<ValueError>([&] { of_others.restore(snapshot, "digest"); },
+                           {"other batches were shown"});
   refused(config(), {.memory_budget = 1000}, "memory budget");
   refused(config(), {.counts_file = folder / "all.counts"}, "a counts file was not asked for");
   save_at(2, DType::kBFloat16, {.counts_file = folder / "all.counts"});

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Iterable
 from typing import Any, Protocol
@@ -158,18 +159,28 @@ class ForwardHooks:
         self._run = weakref.ref(run, lambda _: self.remove())
         self._begin_forward = outside_graphs(_begin_forward)
         self._end_forward = outside_graphs(_end_forward)
+        self._running = threading.local()
         self._hooks = [
             model.register_forward_pre_hook(self._begin),
-            model.register_forward_hook(self, always_call=True),
+            model.register_forward_hook(self),
+            model.register_forward_hook(self._after, always_call=True),
         ]
 
     def _begin(self, module: torch.nn.Module, args: Any) -> None:
+        self._running.is_on = True
         if run := self._run():
             self._begin_forward(run)
 
     def __call__(self, module: torch.nn.Module, args: Any, output: Any) -> None:
-        if run := self._run():
-            self._end_forward(run, output is not None)  # else it failed
+        self._end(completed=True)
+
+    def _after(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+        self._end(completed=False)  # it failed, else its end was told before
+
+    def _end(self, completed: bool) -> None:
+        was_on, self._running.is_on = getattr(self._running, "is_on", False), False
+        if was_on and (run := self._run()):
+            self._end_forward(run, completed)
 
     def remove(self) -> None:
         """Take the hooks off the model."""

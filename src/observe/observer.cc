@@ -27,8 +27,10 @@ void Observer::observe(const TensorView& batch) {
   batch.validate();
   State::check_shape(batch.shape, state.known_channels());
   state.check_heads(batch.channels());
-  const std::int64_t non_finite = state.add(batch);
-  state.note(batch.channels(), batch.rows(), 1, non_finite);
+  state.guard([&] {
+    const std::int64_t non_finite = state.add(batch);
+    state.note(batch.channels(), batch.rows(), 1, non_finite);
+  });
 }
 
 void Observer::add_counts(const CountedBatches& batches) {
@@ -43,14 +45,16 @@ void Observer::add_counts(const CountedBatches& batches) {
     non_finite += scans[group].non_finite;
   }
   state.check_finite(non_finite, batches.rows * batches.channels);
-  if (state.options.range_only) {
-    state.add_ranges(scans);
-  } else if (state.granularity == Granularity::kPerTensor) {
-    state.tensor_counts(batches.dtype).add(batches.patterns, batches.counts);
-  } else {
-    state.channel_counts(batches.dtype, batches.channels).add(batches);
-  }
-  state.note(batches.channels, batches.rows, batches.batches, non_finite);
+  state.guard([&] {
+    if (state.options.range_only) {
+      state.add_ranges(scans);
+    } else if (state.granularity == Granularity::kPerTensor) {
+      state.tensor_counts(batches.dtype).add(batches.patterns, batches.counts);
+    } else {
+      state.channel_counts(batches.dtype, batches.channels).add(batches);
+    }
+    state.note(batches.channels, batches.rows, batches.batches, non_finite);
+  });
 }
 
 void Observer::add_ranges(const RangedBatches& batches) {
@@ -63,8 +67,10 @@ void Observer::add_ranges(const RangedBatches& batches) {
   std::vector<kernels::ScanResult> ranges(batches.min.size());
   for (std::size_t group = 0; group < ranges.size(); ++group)
     ranges[group] = {batches.min[group], batches.max[group], 0};
-  state.add_ranges(ranges);
-  state.note(batches.channels, batches.rows, batches.batches, batches.non_finite);
+  state.guard([&] {
+    state.add_ranges(ranges);
+    state.note(batches.channels, batches.rows, batches.batches, batches.non_finite);
+  });
 }
 
 void Observer::add_channel_weights(std::span<const std::uint64_t> weights) {
@@ -87,25 +93,28 @@ void Observer::merge(const Observer& other) {
   }
   if (state.options.range_only != from.options.range_only)
     throw StateError("cannot merge ranges with counts");
+  from.check_whole();
   if (from.channels == 0) return;
   State::check_channels(from.channels, state.known_channels());
   if (state.heads.size() != from.heads.size()) throw StateError("cannot merge other heads");
-  for (std::size_t i = 0; i < from.heads.size(); ++i) state.heads[i].merge(from.heads[i]);
-  state.add_channel_weights(from.channel_weights);
-  state.channels = from.channels;
-  if (from.ranges) {
-    if (!state.ranges) state.ranges.emplace(state.groups());
-    state.ranges->merge(*from.ranges);
-  }
-  for (const DType dtype : {DType::kFloat16, DType::kBFloat16}) {
-    const HalfStorage& storage = dtype == DType::kFloat16 ? from.float16 : from.bfloat16;
-    if (storage.tensor) state.tensor_counts(dtype).merge(*storage.tensor);
-    if (storage.channel) state.channel_counts(dtype, state.channels).merge(*storage.channel);
-  }
-  state.merge_float32(from);
-  state.batches += from.batches;
-  state.rows += from.rows;
-  state.skipped += from.skipped;
+  state.guard([&] {
+    for (std::size_t i = 0; i < from.heads.size(); ++i) state.heads[i].merge(from.heads[i]);
+    state.add_channel_weights(from.channel_weights);
+    state.channels = from.channels;
+    if (from.ranges) {
+      if (!state.ranges) state.ranges.emplace(state.groups());
+      state.ranges->merge(*from.ranges);
+    }
+    for (const DType dtype : {DType::kFloat16, DType::kBFloat16}) {
+      const HalfStorage& storage = dtype == DType::kFloat16 ? from.float16 : from.bfloat16;
+      if (storage.tensor) state.tensor_counts(dtype).merge(*storage.tensor);
+      if (storage.channel) state.channel_counts(dtype, state.channels).merge(*storage.channel);
+    }
+    state.merge_float32(from);
+    state.batches += from.batches;
+    state.rows += from.rows;
+    state.skipped += from.skipped;
+  });
 }
 
 Granularity Observer::granularity() const { return state_->granularity; }
@@ -163,6 +172,7 @@ ValueRange Observer::range(std::size_t group) const {
   const State& state = *state_;
   if (!state.options.range_only)
     throw StateError("range() is for observers that keep nothing else (range_only)");
+  state.check_whole();
   state.check_group(group);
   if (!state.heads.empty()) return state.heads[group].range(0);
   const kernels::ScanResult range =

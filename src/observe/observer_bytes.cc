@@ -264,6 +264,7 @@ struct Observer::Bytes {
 };
 
 std::string Observer::serialize() const {
+  state_->check_whole();
   ObserverState message;
   Bytes::write(*this, message);
   std::string bytes;

@@ -55,6 +55,29 @@ struct Observer::State {
   std::optional<ValueRanges> ranges;           // range_only: nothing but this
   std::vector<Observer> heads;                 // per head: nothing but these, each per tensor
   std::vector<std::uint64_t> channel_weights;  // none, or one a channel
+  bool is_torn = false;                        // whether memory ran out while values were added
+
+  /// Throws StateError where it is not known what was seen.
+  void check_whole() const {
+    if (!is_torn) return;
+    throw StateError(
+        "memory ran out while a batch was being added, so what was seen is not known any more; go "
+        "on from a snapshot, or calibrate again");
+  }
+  /// Changes what there is by change(). Errors of the library come before anything is changed;
+  /// where another one comes, part of a batch may have been added.
+  template <typename Change>
+  void guard(Change change) {
+    check_whole();
+    try {
+      change();
+    } catch (const Error&) {
+      throw;
+    } catch (...) {
+      is_torn = true;
+      throw;
+    }
+  }
 
   /// The channels of what was seen; 0 before.
   std::int64_t known_channels() const {
@@ -123,6 +146,7 @@ struct Observer::State {
   }
 
   void check_keeps_values() const {
+    check_whole();
     if (!options.range_only) return;
     throw StateError("only the range of the values was kept (range_only), not their counts");
   }

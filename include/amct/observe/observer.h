@@ -50,6 +50,9 @@ struct ValueRange {
 ///
 /// The result depends only on the multiset of values: not on how they were cut into batches, nor on
 /// the batches' order, nor on the number of threads. Not thread-safe; Session locks.
+///
+/// Where memory runs out while values are added (std::bad_alloc), it is not known what was seen,
+/// and every call from then on throws StateError.
 class Observer {
  public:
   using Visit = std::function<void(std::size_t group, const ValueCounts& values)>;

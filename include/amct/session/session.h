@@ -96,6 +96,7 @@ class Session {
   /// ValueError for a layer the configuration does not name; NonFiniteError, StateError and
   /// ValueError as Observer::observe; IoError or ValueError where the record cannot be written: the
   /// factors are then kept, and go into the record with a later layer or with write_record().
+  /// std::bad_alloc where memory runs out: the layer then takes no more (StateError).
   Observation observe(const std::string& name, const TensorView& batch);
 
   /// Adds batches that were counted elsewhere, in the same way. Throws as observe() does, with the

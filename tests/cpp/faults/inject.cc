@@ -1,0 +1,129 @@
+// A library to preload: makes a call of the system fail, or end the process, at a step of its own.
+//
+// AMCT_FAULT=CALL:NUMBER:WHAT  the NUMBERth CALL (open, write, fsync, close, rename) on a regular
+// file that is written fails with the errno WHAT, or the process is killed where WHAT is "kill". A
+// write that is to be killed writes half of its bytes before.
+#include <atomic>
+#include <cerrno>
+#include <csignal>
+#include <cstdarg>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <string_view>
+
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+namespace {
+
+struct Fault {
+  std::string call;
+  long number = 0;
+  int code = 0;  // 0: kill
+};
+
+Fault read_fault() {
+  const char* text = std::getenv("AMCT_FAULT");  // NOLINT(concurrency-mt-unsafe): nobody sets it
+  if (text == nullptr) return {};
+  const std::string all(text);
+  const std::size_t first = all.find(':');
+  const std::size_t second = all.find(':', first + 1);
+  if (second == std::string::npos) std::abort();
+  const std::string what = all.substr(second + 1);
+  return {all.substr(0, first), std::stol(all.substr(first + 1, second - first - 1)),
+          what == "kill" ? 0 : std::stoi(what)};
+}
+
+/// Whether this call is the one; the process is killed here where that is the fault.
+bool fails(std::string_view call) {
+  static const Fault fault = read_fault();
+  static std::atomic<long> calls{0};
+  if (call != fault.call || ++calls != fault.number) return false;
+  if (fault.code == 0) ::raise(SIGKILL);
+  errno = fault.code;
+  return true;
+}
+
+bool is_written_file(int fd) {
+  struct stat info{};
+  const int saved = errno;
+  const bool is = ::fstat(fd, &info) == 0 && S_ISREG(info.st_mode) &&
+                  (::fcntl(fd, F_GETFL) & O_ACCMODE) != O_RDONLY;
+  errno = saved;
+  return is;
+}
+
+template <typename Function>
+Function* next(const char* name) {
+  return reinterpret_cast<Function*>(::dlsym(RTLD_NEXT, name));
+}
+
+int open_file(const char* symbol, const char* path, int flags, mode_t mode) {
+  if ((flags & O_CREAT) != 0 && fails("open")) return -1;
+  static auto* const real = next<int(const char*, int, ...)>(symbol);
+  return real(path, flags, mode);
+}
+
+}  // namespace
+
+// The names of parameters are not those of the system, which are reserved.
+// NOLINTBEGIN(readability-inconsistent-declaration-parameter-name)
+extern "C" {
+
+int open(const char* path, int flags, ...) {
+  std::va_list arguments;
+  va_start(arguments, flags);
+  const auto mode = (flags & O_CREAT) != 0 ? va_arg(arguments, mode_t) : 0;
+  va_end(arguments);
+  return open_file("open", path, flags, mode);
+}
+
+int open64(const char* path, int flags, ...) {
+  std::va_list arguments;
+  va_start(arguments, flags);
+  const auto mode = (flags & O_CREAT) != 0 ? va_arg(arguments, mode_t) : 0;
+  va_end(arguments);
+  return open_file("open64", path, flags, mode);
+}
+
+ssize_t write(int fd, const void* bytes, std::size_t size) {
+  static auto* const real = next<ssize_t(int, const void*, std::size_t)>("write");
+  if (is_written_file(fd)) {
+    static const Fault fault = read_fault();
+    static std::atomic<long> calls{0};
+    if (fault.call == "write" && fault.code == 0 && ++calls == fault.number) {
+      real(fd, bytes, size / 2);
+      ::raise(SIGKILL);
+    }
+    if (fault.code != 0 && fails("write")) return -1;
+  }
+  return real(fd, bytes, size);
+}
+
+int fsync(int fd) {
+  if (is_written_file(fd) && fails("fsync")) return -1;
+  static auto* const real = next<int(int)>("fsync");
+  return real(fd);
+}
+
+int close(int fd) {
+  static auto* const real = next<int(int)>("close");
+  const bool fail = is_written_file(fd) && fails("close");
+  const int code = errno;
+  const int result = real(fd);
+  if (!fail) return result;
+  errno = code;
+  return -1;
+}
+
+int rename(const char* from, const char* to) {
+  if (fails("rename")) return -1;
+  static auto* const real = next<int(const char*, const char*)>("rename");
+  return real(from, to);
+}
+
+}  // extern "C"
+// NOLINTEND(readability-inconsistent-declaration-parameter-name)

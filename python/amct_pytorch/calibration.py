@@ -235,7 +235,8 @@ def create_quant_cali_model(
         calibration: of other settings, another memory budget or `snapshot_data`, or with a counts file where
         there is none now.
     RuntimeError
-        The model already holds calibration operators, or is in a DataParallel. Later, from the model's
+        The model already holds calibration operators, or is in a DataParallel; another process calibrates
+        into `record_file`. Later, from the model's
         forward: NaN or infinite values (`NonFiniteError`; on a device with the layer's last batch), an empty
         batch, another number of channels than before; at tap 'cache' a forward without a cache.
     OSError

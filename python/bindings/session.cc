@@ -300,9 +300,11 @@ void bind_session(nb::module_& module) {
       .def("finish", &amct::Session::finish, nb::call_guard<nb::gil_scoped_release>(),
            "Finish layers that have seen some of their batches; returns the replaced layers.")
       .def("save", &amct::Session::save, nb::call_guard<nb::gil_scoped_release>(), "snapshot"_a,
-           "batches_done"_a, "data"_a = "", "Save what was seen, for another session to go on from.")
+           "batches_done"_a, "data"_a = "",
+           "Save what was seen, for another session to go on from.")
       .def("restore", &amct::Session::restore, nb::call_guard<nb::gil_scoped_release>(),
-           "snapshot"_a, "data"_a = "", "Go on from what another session saved; returns its batches_done.")
+           "snapshot"_a, "data"_a = "",
+           "Go on from what another session saved; returns its batches_done.")
       .def("results", &amct::Session::results, nb::call_guard<nb::gil_scoped_release>(),
            "The finished layers.")
       .def(

@@ -202,6 +202,8 @@ void check_output_path(const std::string& path) {
   }
 }
 
+void create_folders_of(const std::string& path) { create_folders(fs::path(path).parent_path()); }
+
 struct AtomicFile::State {
   std::string path;
   fs::path folder;
@@ -218,7 +220,7 @@ struct AtomicFile::State {
 
 AtomicFile::AtomicFile(std::string path) {
   check_output_path(path);
-  create_folders(fs::path(path).parent_path());
+  create_folders_of(path);
   state_ = std::make_unique<State>(std::move(path));
   if (::fchmod(state_->fd.get(), kFileMode) != 0)
     throw IoError(errno, "set the mode of", state_->path);

@@ -3,8 +3,10 @@
 #include "amct/core/decimal.h"
 #include "amct/core/error.h"
 #include "amct/core/file.h"
+#include "amct/core/file_lock.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <filesystem>
 #include <mutex>
@@ -22,6 +24,8 @@ namespace {
 
 using AMCTPytorchProto::MapFiledEntry;
 using AMCTPytorchProto::ScaleOffsetRecord;
+
+constexpr std::chrono::seconds kPatience(10);  // with another process that writes the record
 
 ScaleOffsetRecord parse_record(const std::string& path) {
   ScaleOffsetRecord record;
@@ -139,6 +143,7 @@ void write_empty_record(const std::string& path) { write_file_atomically(path, "
 std::vector<std::string> merge_into_record(const std::string& path,
                                            std::span<const LayerRecord> layers,
                                            std::span<const std::string> order) {
+  const FileLock file_lock(path, kPatience);
   static std::mutex mutex;
   const std::lock_guard lock(mutex);
   check_output_path(path);

@@ -2,6 +2,7 @@
 
 #include "amct/core/error.h"
 #include "amct/core/file.h"
+#include "amct/core/file_lock.h"
 #include "amct/observe/observer.h"
 #include "amct/record/record_file.h"
 #include "amct/search/search.h"
@@ -119,6 +120,7 @@ std::size_t share_of(const SessionOptions& options, std::int64_t batch_num, std:
 }  // namespace
 
 struct Session::Impl {
+  std::optional<FileLock> lock;  // on the record; operators lock it for each write alone
   std::int64_t batch_num = 1;
   std::size_t sample_bytes = 0;  // of a layer
   std::string record_file;
@@ -365,6 +367,7 @@ struct Session::Impl {
     const RecordPace::Write write(pace);
     std::vector<std::string> replaced = merge_into_record(record_file, unwritten, order);
     unwritten.clear();
+    if (observed == order.size()) lock.reset();  // an operator has none
     return replaced;
   }
 };
@@ -372,6 +375,7 @@ struct Session::Impl {
 Session::Session(CalibrationConfig config, std::string record_file, const SessionOptions& options)
     : impl_(new Impl(options)) {
   check_output_path(record_file);
+  impl_->lock.emplace(record_file);
   if (config.batch_num < 1) {
     throw ValueError("batch_num must be > 0, not " + std::to_string(config.batch_num));
   }

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import concurrent.futures
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -220,3 +223,36 @@ def test_no_snapshot_leaves_out_keys_that_wait(tmp_path: Path) -> None:
     model(ids(length=5), use_cache=True)
     assert snapshot.exists()
     assert set(amct.calibration_run(model).unfinished().values()) == {(2, BATCHES)}
+
+
+def test_two_processes_do_not_write_one_record(tmp_path: Path) -> None:
+    model = tiny("llama")
+    config, record = config_of(tmp_path, model), tmp_path / "record.txt"
+    script = (
+        "import sys, time, amct_pytorch as amct\n"
+        "from families import tiny\n"
+        "amct.create_quant_cali_model(sys.argv[1], sys.argv[2], tiny('llama'))\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(600)"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", script, config, str(record)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+    )
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "ready\n"
+        message = rf"'{record}' is being written by another process \(process {other.pid} on "
+        with pytest.raises(RuntimeError, match=message):
+            amct.create_quant_cali_model(config, str(record), model)
+        op = amct.QuantCalibrationOp(str(tmp_path / "other.txt"))
+        op("layer", torch.ones(2, 4))  # another record is another matter
+    finally:
+        other.kill()
+        other.wait()
+    amct.create_quant_cali_model(config, str(record), model)
+    show(model, 0, BATCHES)
+    assert list(amct.read_record(record)) == NAMES
+    assert not list(tmp_path.glob(".*"))

@@ -23,6 +23,9 @@ std::string read_text_file(const std::string& path, std::size_t limit = kMaxText
 /// '/'), a component longer than 255 bytes, or a NUL inside.
 void check_output_path(const std::string& path);
 
+/// Makes the folders that `path` lies in, with mode 750. Throws IoError.
+void create_folders_of(const std::string& path);
+
 /// Replaces the file by `content`: writes a temporary beside it, syncs, renames. Readers see the
 /// old or the new file, whole. Missing folders are created with mode 750; the file gets mode 640.
 /// Throws IoError, and leaves no temporary behind; ValueError as check_output_path does.

@@ -81,7 +81,7 @@ class Session {
  public:
   /// Calibrates the layers of `config`, whose order is the record's. Throws ValueError for a
   /// batch_num below 1, an unknown algorithm, a layer configured twice, or a record_file that
-  /// cannot name a file.
+  /// cannot name a file; StateError where a session of another process writes that record.
   Session(CalibrationConfig config, std::string record_file, const SessionOptions& options = {});
   /// Calibrates whatever layer comes, all in one way; the record has them in the order they finish.
   /// Throws ValueError for a record_file that cannot name a file, or that is there and is not a

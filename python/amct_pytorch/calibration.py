@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import tempfile
 import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -299,6 +300,7 @@ def calibrate(
     snapshot_minutes: float | None = None,
     snapshot_data: str | None = None,
     resume: bool = False,
+    process_group: Any = None,
 ) -> Iterator[CalibrationRun]:
     """Calibrate a model while a context lasts, and leave it as it was.
 
@@ -311,7 +313,15 @@ def calibrate(
     model, config_file, record_file, memory_budget, counts_file : optional
         As of `create_quant_cali_model`, which says what is raised, too.
     snapshot_file, snapshot_batches, snapshot_minutes, snapshot_data, resume : optional
-        As there. `CalibrationRun.batches_done` tells how many batches are to be left out.
+        As there. `CalibrationRun.batches_done` tells how many batches are to be left out. With a
+        `process_group` each rank has a snapshot of its own, ``NAME.rankN``.
+    process_group : torch.distributed.ProcessGroup, optional
+        Processes that calibrate together: ``torch.distributed.group.WORLD``, of gloo, nccl or hccl. Each
+        enters the context, shows its model what batches it has, as many as it likes whatever ``batch_num``
+        says, and leaves it; there what they saw is added up, and rank 0 writes `record_file` and
+        `counts_file`. Data may be spread over them (each has all layers), and layers (pipeline parallelism).
+        The record has the same bits as that of one process that saw all batches. Where one of them fails,
+        all raise.
 
     Yields
     ------
@@ -325,18 +335,19 @@ def calibrate(
     ...         model(batch)
     >>> run.results()  # doctest: +SKIP
     """
-    create_quant_cali_model(
-        config_file,
-        record_file,
-        model,
-        memory_budget=memory_budget,
-        counts_file=counts_file,
-        snapshot_file=snapshot_file,
-        snapshot_batches=snapshot_batches,
-        snapshot_minutes=snapshot_minutes,
-        snapshot_data=snapshot_data,
-        resume=resume,
-    )
+    options: dict[str, Any] = {
+        "memory_budget": memory_budget,
+        "snapshot_file": snapshot_file,
+        "snapshot_batches": snapshot_batches,
+        "snapshot_minutes": snapshot_minutes,
+        "snapshot_data": snapshot_data,
+        "resume": resume,
+    }
+    if process_group is not None:
+        with _together(model, config_file, record_file, counts_file, process_group, options) as run:
+            yield run
+        return
+    create_quant_cali_model(config_file, record_file, model, counts_file=counts_file, **options)
     run = calibration_run(model)
     try:
         yield run
@@ -350,6 +361,42 @@ def calibrate(
         raise
     finally:
         remove_quant_cali(model)
+
+
+@contextlib.contextmanager
+def _together(
+    model: torch.nn.Module,
+    config_file: str,
+    record_file: str,
+    counts_file: str | None,
+    process_group: Any,
+    options: dict[str, Any],
+) -> Iterator[CalibrationRun]:
+    """Calibrate with the other processes of a group."""
+    from amct_pytorch import _distributed
+
+    processes = _distributed.Processes(process_group)
+    config_path = require_path("config_file", config_file)
+    record_path = require_path("record_file", record_file)
+    counts_path = None if counts_file is None else require_path("counts_file", counts_file)
+    if options["snapshot_file"] is not None:
+        snapshot = require_path("snapshot_file", options["snapshot_file"])
+        options["snapshot_file"] = _distributed.of_rank(snapshot, processes.rank)
+    with tempfile.TemporaryDirectory() as folder:
+        with processes.together():
+            _core.check_output_path(record_path)
+            names = _core.read_config(config_path).layer_names
+            endless = _distributed.endless_config(config_path, Path(folder))
+            create_quant_cali_model(endless, str(Path(folder) / "record.txt"), model, **options)
+        run = calibration_run(model)
+        run._at_release.detach()  # what it does not see others may
+        with processes.together():
+            try:
+                yield run
+                run._layers.hand_over()
+            finally:
+                remove_quant_cali(model)
+    run._conclude(_distributed.add_up(processes, run._session, names, record_path, counts_path))
 
 
 def remove_quant_cali(model: torch.nn.Module) -> None:
@@ -406,6 +453,7 @@ class CalibrationRun(Recorder):
         layers = [(place, module) for place, module in layers if not session.finished(place.name)]
         self._open = {place.name for place, _ in layers}  # layers whose taps observe
         self._taps: list[weakref.ref[CacheTap]] = []
+        self._results: list[_core.LayerResult] | None = None  # of all processes
         # Taps hold the run, so it is released, and reports, when the last of them goes.
         self._padding = Padding(model)
         self._rotary: RotaryCalls | None = None
@@ -460,6 +508,19 @@ class CalibrationRun(Recorder):
         self._padding.remove()
         if self._rotary is not None:
             self._rotary.remove()
+
+    def results(self) -> list[_core.LayerResult]:
+        """The finished layers, in the order of the configuration.
+
+        Of several processes rank 0 has them when the context ends, and the others have none.
+        """
+        return super().results() if self._results is None else self._results
+
+    def _conclude(self, results: list[_core.LayerResult]) -> None:
+        """Take over what came out of what all processes saw."""
+        self._results = results
+        if self._snapshots is not None:
+            self._snapshots.remove()
 
     @property
     def batches_done(self) -> int:

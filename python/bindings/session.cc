@@ -305,6 +305,8 @@ void bind_session(nb::module_& module) {
       .def("restore", &amct::Session::restore, nb::call_guard<nb::gil_scoped_release>(),
            "snapshot"_a, "data"_a = "",
            "Go on from what another session saved; returns its batches_done.")
+      .def("save_counts", &amct::Session::save_counts, nb::call_guard<nb::gil_scoped_release>(),
+           "counts"_a, "Save what unfinished layers were seen to hold as a counts file.")
       .def("results", &amct::Session::results, nb::call_guard<nb::gil_scoped_release>(),
            "The finished layers.")
       .def(

@@ -527,6 +527,22 @@ std::int64_t Session::restore(const std::string& snapshot, const std::string& da
   return saved.header.batches_done;
 }
 
+void Session::save_counts(const std::string& counts) const {
+  if (impl_->order.empty()) throw StateError("what an operator has seen cannot be saved");
+  std::int64_t batches = 1;
+  for (const UnfinishedLayer& layer : unfinished()) batches = std::max(batches, layer.batches);
+  CountsWriter writer(counts, {.batch_num = batches,
+                               .activation_offset = impl_->config.activation_offset,
+                               .written_by = {}});
+  for (std::size_t i = 0; i < impl_->order.size(); ++i) {
+    Layer& layer = *impl_->layers.at(impl_->order[i]);
+    const std::lock_guard lock(layer.mutex);
+    if (layer.observer && layer.observer->batches() > 0)
+      writer.add(layer.config, i, *layer.observer);
+  }
+  writer.commit();
+}
+
 std::vector<LayerResult> Session::results() const {
   if (impl_->searches) impl_->searches->wait();
   const std::lock_guard lock(impl_->results_mutex);

@@ -145,6 +145,12 @@ class Session {
   /// over then.
   std::int64_t restore(const std::string& snapshot, const std::string& data = {});
 
+  /// Saves what unfinished layers were seen to hold so far as a counts file, without searching: to
+  /// be merged with what other processes have seen of them. Layers that have seen nothing are left
+  /// out; batch_num is the most that one has seen. Throws IoError, and StateError as CountsWriter
+  /// does and for an operator's session.
+  void save_counts(const std::string& counts) const;
+
   /// The finished layers, in configuration order (else in the order they finished).
   std::vector<LayerResult> results() const;
 

@@ -212,5 +212,34 @@ TEST_F(CountsFileTest, OtherWaysOfObservingAreNotMerged) {
   expect_refused("max_position", [](LayerConfig& a) { a.max_position = 7; });
 }
 
+TEST_F(CountsFileTest, WhatUnfinishedLayersSawIsSavedWithoutASearch) {
+  const std::string whole = folder / "whole.counts";
+  calibrate(whole, {1, 2, 3, 4});
+  std::vector<std::string> parts;
+  for (const std::vector<unsigned>& seeds : {std::vector<unsigned>{1, 3, 4}, {2}}) {
+    parts.push_back(folder / ("part" + std::to_string(seeds.size())));
+    Session session(config_of(1000), folder / "none.txt", {.counts_file = folder / "lost.counts"});
+    for (const unsigned seed : seeds) {
+      session.observe("a", batch(seed).view());
+      session.observe("b", batch(seed, DType::kFloat32).view());
+    }
+    session.save_counts(parts.back());
+    EXPECT_EQ(session.unfinished().size(), 2U);
+  }
+  const std::string merged = folder / "merged.counts";
+  merge_counts(parts, merged);
+  EXPECT_EQ(CountsReader(merged).header().batch_num, kBatches);
+  const std::vector<LayerResult> results = solve_counts(merged);
+  const std::vector<LayerResult> expected = solve_counts(whole);
+  ASSERT_EQ(results.size(), 2U);
+  for (std::size_t i = 0; i < 2; ++i) {
+    EXPECT_EQ(results[i].params, expected[i].params);
+    EXPECT_EQ(results[i].batches, kBatches);
+    EXPECT_EQ(results[i].sqnr_db, expected[i].sqnr_db);
+  }
+  Session of_operator(OperatorParams{}, folder / "none.txt");
+  expect_error<StateError>([&] { of_operator.save_counts(merged); }, {"operator"});
+}
+
 }  // namespace
 }  // namespace amct

@@ -1,0 +1,160 @@
+"""One calibration by several processes, started with torchrun."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import amct_pytorch as amct
+import pytest
+import torch
+from families import tiny
+from test_cache_tap import ids
+
+transformers = pytest.importorskip("transformers")
+
+BATCHES = 7
+SETTINGS = {
+    "ifmr": "ifmr_quantize { }",
+    "mse": "mse_quantize { quant_granularity: per_channel }",
+    "minmax": "minmax_quantize { quant_granularity: per_head }",
+}
+TAPS = {"ifmr": "linear", "mse": "linear", "minmax": "cache"}
+
+
+class Rare(torch.nn.Module):
+    """A Llama, and experts of which a batch reaches one or none."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.decoder = tiny("llama").to(dtype)
+        torch.manual_seed(0)
+        self.experts = torch.nn.ModuleList(torch.nn.Linear(8, 8, dtype=dtype) for _ in range(3))
+
+    def forward(self, i: int) -> None:
+        self.decoder(ids(i), use_cache=True)
+        if i % 4 < 2:
+            x = torch.linspace(-1, 1, 16).view(2, 8).to(self.experts[0].weight.dtype)
+            self.experts[i % 4](x * (i + 1))
+
+
+def config_of(folder: Path, search: str) -> tuple[Rare, str]:
+    dtype = torch.float32 if search == "mse" else torch.bfloat16
+    model = Rare(dtype)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "d.cfg").write_text(
+        f"batch_num: {BATCHES} kv_cache_quant_config {{ calibration_config {{ {SETTINGS[search]} }} }}"
+    )
+    names = [f"decoder.model.layers.{i}.self_attn.{half}_proj" for i in range(2) for half in "kv"]
+    names += [f"experts.{i}" for i in range(3)]
+    config = str(folder / "config.json")
+    if search == "minmax":
+        names = names[:4]  # of experts no heads are known
+    amct.create_quant_cali_config(
+        config, model, {"kv_cache_quant_layers": names}, str(folder / "d.cfg"), tap=TAPS[search]
+    )
+    return model, config
+
+
+def calibrate(folder: Path, search: str, mine: slice, rank: int = 0, **options: Any) -> list[str]:
+    model, config = config_of(folder / str(rank), search)
+    with (
+        amct.calibrate(
+            model, config, str(folder / "record.txt"), counts_file=str(folder / "all.counts"), **options
+        ) as run,
+        torch.inference_mode(),
+    ):
+        for i in range(BATCHES)[mine]:
+            model(i)
+    return [result.name for result in run.results()]
+
+
+def torchrun(ranks: int, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run this file's main() in some processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    return subprocess.run(
+        [*command, __file__, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=check,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)},
+    )
+
+
+@pytest.mark.parametrize(("ranks", "search"), [(2, "ifmr"), (3, "minmax"), (4, "mse")])
+def test_the_record_is_that_of_one_process(ranks: int, search: str, tmp_path: Path) -> None:
+    """Of uneven parts, and where a layer is reached on one rank alone, or on none."""
+    results = calibrate(tmp_path / "one", search, slice(None))
+    ended = torchrun(ranks, "spread", str(tmp_path / "many"), search)
+    assert (tmp_path / "many/record.txt").read_bytes() == (tmp_path / "one/record.txt").read_bytes()
+    solved = amct.solve_counts(tmp_path / "many" / "all.counts")
+    assert [result.name for result in solved] == results
+    told = {f"{rank}:{len(results) if rank == 0 else 0}" for rank in range(ranks)}
+    assert set(re.findall(r"\d:\d", ended.stdout)) == told  # lines of processes may be mixed
+    if search != "minmax":
+        assert "1 layers were not reached by any process and have no factors: experts.2" in ended.stderr
+
+
+def test_layers_may_be_spread_as_well(tmp_path: Path) -> None:
+    """Pipeline parallelism: each rank has some layers; those of the first rank come first."""
+    torchrun(2, "pipeline", str(tmp_path))
+    whole = tiny("llama")
+    config = str(tmp_path / "whole.json")
+    amct.create_quant_cali_config(config, whole)
+    amct.create_quant_cali_model(config, str(tmp_path / "whole.txt"), whole)
+    whole(ids(0))
+    assert (tmp_path / "record.txt").read_bytes() == (tmp_path / "whole.txt").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("where", "error"), [("setup", "ValueError: .*no layer is named"), ("forward", "ValueError: not today")]
+)
+def test_where_one_fails_all_raise(where: str, error: str, tmp_path: Path) -> None:
+    ended = torchrun(2, "fails", str(tmp_path), where, check=False)
+    assert ended.returncode != 0
+    assert re.search(f"another process failed, so there is no record: rank 1: {error}", ended.stdout)
+    assert re.search(error, ended.stderr)
+    assert not (tmp_path / "record.txt").exists()
+
+
+def main() -> None:
+    """What a process does."""
+    torch.distributed.init_process_group("gloo")
+    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    group = torch.distributed.group.WORLD
+    what, folder, *more = sys.argv[1:]
+    if what == "spread":
+        mine = slice(rank, None, size)
+        results = calibrate(Path(folder), more[0], mine, rank, process_group=group)
+        print(f"{rank}:{len(results)}", flush=True)
+    if what == "pipeline":
+        model = tiny("llama")
+        layers = [f"model.layers.{rank}.self_attn.{half}_proj" for half in "kv"]
+        config = f"{folder}/config{rank}.json"
+        amct.create_quant_cali_config(config, model, {"kv_cache_quant_layers": layers})
+        with amct.calibrate(model, config, f"{folder}/record.txt", process_group=group):
+            model(ids(0))
+    if what == "fails":
+        model = tiny("llama")
+        config = f"{folder}/config{rank}.json"
+        amct.create_quant_cali_config(config, model)
+        if rank == 1 and more == ["setup"]:
+            Path(config).write_text("{}")
+        try:
+            with amct.calibrate(model, config, f"{folder}/record.txt", process_group=group):
+                model(ids(rank))
+                if rank == 1:
+                    raise ValueError("not today")
+        except RuntimeError as error:
+            print(error, flush=True)
+            raise SystemExit(1) from error
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -35,3 +35,16 @@ foreach(schema basic_info quant_calibration_config_pytorch scale_offset_record_p
     message(FATAL_ERROR "${schema}.proto is not installed")
   endif()
 endforeach()
+
+# A program in C, by pkg-config.
+find_program(PKG_CONFIG pkg-config)
+if(PKG_CONFIG AND NOT SANITIZE)
+  file(GLOB_RECURSE package "${WORK_DIR}/prefix/*/amct.pc")
+  get_filename_component(packages "${package}" DIRECTORY)
+  set(ENV{PKG_CONFIG_PATH} "${packages}")
+  run("${PKG_CONFIG}" --static --cflags --libs amct)
+  separate_arguments(flags UNIX_COMMAND "${output}")
+  run("${CC}" -std=c11 -Wall -Wextra -Werror -pedantic "${C_PROGRAM}" -o "${WORK_DIR}/c_program" ${flags})
+  file(MAKE_DIRECTORY "${WORK_DIR}/c_files")
+  run("${WORK_DIR}/c_program" "${WORK_DIR}/c_files")
+endif()

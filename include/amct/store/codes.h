@@ -58,7 +58,7 @@ struct MutableTensorView {
 ///    codes, where it may be the other of these two.
 ///  - A code is read back as (code - offset) * scale in float32, which is Grid::dequantize rounded
 ///    once, then rounded to the type of the output, half to even; beyond float16 infinity. Codes of
-///    a float format that stand for no number, and that Grid never makes, are read as NaN.
+///    a float format that Grid never makes are read as what they are: -0, infinity, NaN.
 ///  - NaN is stored as the code of x = 0, as no integer format has one; infinities as the outermost
 ///    codes.
 ///

@@ -27,7 +27,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")  # the loader's own bars, which ignor
 import amct_pytorch as amct
 import torch
 import transformers
-from amct_pytorch.evaluation import Evaluation, evaluate, perplexity, windows
+from amct_pytorch.evaluation import Evaluation, evaluate, windows
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -78,7 +78,7 @@ def calibrate(model: torch.nn.Module, batches: list[torch.Tensor], console: Cons
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress, torch.inference_mode():
         for batch in progress.track(batches, description="Calibrating"):
-            model(batch, use_cache=False)
+            model(batch, use_cache=True)  # what it stores is what is calibrated
     return time.perf_counter() - start
 
 
@@ -116,12 +116,6 @@ def measure(
     console.print(
         f"  perplexity, cache in INT8 by record  {quality.perplexity:9.4f}  "
         f"({quality.loss:+.3%} ± {quality.loss_error:.3%})"
-    )
-    with amct.fake_quantized(model, str(record_file)):
-        at_projections = perplexity(model, held_back)
-    console.print(
-        f"  perplexity, INT8 at the projections  {at_projections:9.4f}  "
-        f"({at_projections / found.perplexity - 1:+.3%})"
     )
     console.print(f"  same most likely next token          {quality.top1_agreement:9.2%}")
     console.print(
@@ -186,7 +180,7 @@ def main() -> None:
         )
     )
     write_definition(definition, arguments.batches)
-    amct.create_quant_cali_config(str(config_file), model, config_defination=str(definition))
+    amct.create_quant_cali_config(str(config_file), model, config_defination=str(definition), tap="cache")
     amct.create_quant_cali_model(str(config_file), str(record_file), model, counts_file=str(counts_file))
 
     seconds = calibrate(model, batches[: arguments.batches], console)

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Installs the system packages of requirements/debian.txt that are missing.
-# Usage: scripts/system_packages.sh
+# Installs the system packages that are missing.
+# Usage: scripts/system_packages.sh [LIST]
+# LIST is requirements/debian.txt unless another one is named.
 # Asks apt only if something is missing. Needs root or a sudo without password then; else it says
 # what to run and exits with 1. On a system without dpkg it checks nothing.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-mapfile -t wanted < <(sed -e 's/#.*//' -e 's/[[:space:]]//g' -e '/^$/d' requirements/debian.txt)
+mapfile -t wanted < <(sed -e 's/#.*//' -e 's/[[:space:]]//g' -e '/^$/d' "${1:-requirements/debian.txt}")
 
 if ! command -v dpkg-query >/dev/null; then
   echo "note: not a Debian system; these packages, or their like, must be there: ${wanted[*]}" >&2

@@ -6,6 +6,7 @@
 #   WERROR       OFF lets compiler warnings pass, should a newer compiler have more of them than ours
 #   TEXT         `make demo`: the text file to calibrate on
 #   DEMO_ARGS    `make demo`: further arguments of examples/smollm2_demo.py
+#   FUZZ_SECONDS `make fuzz`: how long each target runs
 #   CTEST_ARGS, PYTEST_ARGS   `make test`: further arguments, as -R observer or -k record
 
 .DEFAULT_GOAL := help
@@ -27,6 +28,7 @@ DEMO_ARGS ?=
 CTEST_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+FUZZ_SECONDS ?= 600
 
 # The library is compiled for the tests, for the package and again in every clone: the same sources to the same objects.
 ifneq ($(shell command -v ccache),)
@@ -48,11 +50,11 @@ PYTHON_BUILD = build/python-$(shell "$(BIN)/python" -c 'import sys; print(sys.im
 PACKAGE_SOURCES := CMakeLists.txt VERSION pyproject.toml README.md \
   $(shell find cmake include python src -name __pycache__ -prune -o \( -type d -o -type f ! -name '.*' \) -print)
 
-CPP_FOLDERS := $(wildcard src include tests/cpp examples/cpp python/bindings bench)
+CPP_FOLDERS := $(wildcard src include tests/cpp tests/fuzz examples/cpp python/bindings bench)
 CPP_HEADERS := $(shell find $(CPP_FOLDERS) -name '*.h')
 CPP_SOURCES := $(shell find $(CPP_FOLDERS) -name '*.cc')
-# The consumer is a project of its own, which its test builds; the benchmarks have a build of their own.
-TIDY_STAMPS := $(patsubst %,build/tidy/%.ok,$(filter-out tests/cpp/consumer/% bench/%,$(CPP_SOURCES)))
+# The consumer is a project of its own, which its test builds; benchmarks and fuzz targets have builds of their own.
+TIDY_STAMPS := $(patsubst %,build/tidy/%.ok,$(filter-out tests/cpp/consumer/% tests/fuzz/% bench/%,$(CPP_SOURCES)))
 PYTHON_FOLDERS := $(wildcard python tests/python tests/docs examples scripts bench)
 
 ##@ Use
@@ -66,7 +68,7 @@ demo: system ## calibrate SmolLM2 on real text and show the result; TEXT=FILE ta
 	@"$(BIN)/python" examples/smollm2_demo.py $(if $(TEXT),--text "$(TEXT)") $(DEMO_ARGS)
 
 ##@ Development
-.PHONY: build test readers check lint asan docs docs-update bench format
+.PHONY: build test readers fuzz check lint asan docs docs-update bench format
 build: cpp package ## build the C++ library, its tests and the Python package
 
 test: system ## run the C++ tests (ctest), then the Python tests (pytest)
@@ -148,6 +150,23 @@ bench-device: system ## what calibration costs on a GPU; says so where there is 
 	$(venv) build runtime
 	@$(MAKE) package
 	@"$(BIN)/python" bench/device.py --json build/bench/device.json $(BENCH_ARGS)
+
+# What crashes a target is kept in build/fuzz/crashes; a corpus is kept from run to run.
+FUZZ_TARGETS := config definition record counts export
+fuzz: system ## feed every parser and reader with what no one wrote; FUZZ_SECONDS=60
+	$(venv) build
+	@scripts/system_packages.sh requirements/debian-fuzz.txt
+	@$(configure) -B build/fuzz -DCMAKE_CXX_COMPILER=clang++-19 -DCMAKE_BUILD_TYPE=Release \
+	  -DCMAKE_CXX_FLAGS_RELEASE="-O1 -g1" -DAMCT_SANITIZE=address,undefined,fuzzer-no-link \
+	  -DAMCT_WERROR=OFF -DAMCT_BUILD_FUZZ=ON -DAMCT_BUILD_TESTS=OFF -DAMCT_BUILD_CLI=OFF -DAMCT_BUILD_EXAMPLES=OFF
+	@"$(BIN)/cmake" --build build/fuzz -j$(JOBS)
+	@mkdir -p build/fuzz/crashes $(FUZZ_TARGETS:%=build/fuzz/corpus/%)
+	@build/fuzz/tests/fuzz/fuzz_seeds build/fuzz/seeds
+	@printf '%s\n' $(FUZZ_TARGETS) | ASAN_SYMBOLIZER_PATH=$$(command -v llvm-symbolizer-19) xargs -P $(JOBS) -I{} sh -c 'build/fuzz/tests/fuzz/fuzz_{} \
+	  -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=3072 -print_final_stats=1 -artifact_prefix=build/fuzz/crashes/{}- \
+	  build/fuzz/corpus/{} build/fuzz/seeds/{} > build/fuzz/{}.log 2>&1 \
+	  && echo "{}: $$(sed -n "s/^stat::number_of_executed_units: *//p" build/fuzz/{}.log) inputs, no crash" \
+	  || { tail -40 build/fuzz/{}.log; echo "{}: CRASH, see build/fuzz/{}.log"; exit 255; }'
 
 format: system ## format the C++ and Python sources in place
 	$(venv) build runtime lint

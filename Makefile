@@ -124,7 +124,7 @@ bench: system ## run the C++ benchmarks; BENCH_ARGS=--benchmark_filter=calibrate
 # The peers want other versions than ours; one that cannot be installed is named as such in the table.
 PEERS_VENV ?= .venv-peers
 
-.PHONY: bench-peers bench-memory bench-model bench-reach bench-device
+.PHONY: bench-peers bench-memory bench-model bench-reach bench-ranks bench-device
 bench-peers: system ## time, memory and error beside other projects; BENCH_ARGS='--processes 5'
 	$(venv) build runtime
 	@$(MAKE) package
@@ -145,6 +145,11 @@ bench-reach: system ## how far factors hold on SmolLM2; BENCH_ARGS='--text FILE 
 	$(venv) build runtime demo model
 	@$(MAKE) package
 	@"$(BIN)/python" bench/reach.py --json build/bench/reach.json $(BENCH_ARGS)
+
+bench-ranks: system ## what many processes that calibrate together move and wait for; BENCH_ARGS='--ranks 64'
+	$(venv) build runtime
+	@$(MAKE) package
+	@"$(BIN)/python" bench/ranks.py $(BENCH_ARGS)
 
 bench-device: system ## what calibration costs on a GPU; says so where there is none
 	$(venv) build runtime

@@ -3,10 +3,10 @@
     python bench/ranks.py
     python bench/ranks.py --layers 32 --ranks 64 --tokens 1e8 --gigabytes-a-second 1.2
 
-Counts of a layer (keys, or values) are made of normal bfloat16 values, for as many tokens as a rank shows, then
-saved and merged as `calibrate(process_group=...)` does it. Sizes and times of all layers and ranks follow from
-that. Counts are bounded: a channel has no more than 65,536 patterns, and few of them occur. Each of
-ceil(log2(ranks)) steps sends the counts of one process, which holds those of two; the last is the largest.
+Counts of a layer (keys, or values) are made of normal bfloat16 values, for as many tokens as a rank shows,
+then saved and merged as `calibrate(process_group=...)` does it. Sizes and times of all layers and ranks
+follow from that. Counts are bounded: a channel has no more than 65,536 patterns, and few of them occur. Each
+of ceil(log2(ranks)) steps sends the counts of one process, which holds those of two; the last is the largest.
 """
 
 from __future__ import annotations

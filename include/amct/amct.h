@@ -42,8 +42,8 @@ typedef enum amct_dtype { AMCT_FLOAT32 = 0, AMCT_FLOAT16 = 1, AMCT_BFLOAT16 = 2 
 
 /* A tensor in the caller's memory. The last dimension is the channel. */
 typedef struct amct_tensor {
-  const void* data; /* element [0, ..., 0] */
-  amct_dtype dtype;
+  const void* data;       /* element [0, ..., 0] */
+  int32_t dtype;          /* an amct_dtype */
   size_t dims;            /* number of dimensions */
   const int64_t* shape;   /* `dims` sizes */
   const int64_t* strides; /* `dims` strides in elements; NULL: contiguous, row-major */

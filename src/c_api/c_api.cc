@@ -88,15 +88,11 @@ T& needed(T* argument, const char* name) {
 }
 std::string text(const char* argument, const char* name) { return &needed(argument, name); }
 
-amct::DType dtype_of(amct_dtype dtype) {
-  switch (dtype) {
-    case AMCT_FLOAT32:
-      return amct::DType::kFloat32;
-    case AMCT_FLOAT16:
-      return amct::DType::kFloat16;
-    case AMCT_BFLOAT16:
-      return amct::DType::kBFloat16;
-  }
+// A number, since C may give any where an enumeration is asked for.
+amct::DType dtype_of(std::int32_t dtype) {
+  if (dtype == AMCT_FLOAT32) return amct::DType::kFloat32;
+  if (dtype == AMCT_FLOAT16) return amct::DType::kFloat16;
+  if (dtype == AMCT_BFLOAT16) return amct::DType::kBFloat16;
   throw amct::ValueError("dtype must be one of amct_dtype, not " + std::to_string(dtype));
 }
 

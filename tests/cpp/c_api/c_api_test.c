@@ -133,7 +133,7 @@ static void refuse(void) {
   EXPECT(amct_session_observe(session, "a", &batch, NULL) == AMCT_NON_FINITE_ERROR);
   EXPECT(amct_session_observe(session, "b", &batch, NULL) == AMCT_VALUE_ERROR);
   EXPECT(amct_session_observe(session, "a", NULL, NULL) == AMCT_VALUE_ERROR);
-  batch.dtype = (amct_dtype)7;
+  batch.dtype = 7;
   EXPECT(amct_session_observe(session, "a", &batch, NULL) == AMCT_VALUE_ERROR);
   batch.dtype = AMCT_FLOAT32;
   batch.data = NULL;

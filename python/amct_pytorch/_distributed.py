@@ -38,14 +38,28 @@ class Processes:
         if self.rank < 0:
             raise ValueError("this process is not of the process_group")
         # Others than gloo and MPI move what is on their devices alone.
-        on_host = dist.get_backend(group) in ("gloo", "mpi")
-        self._device = torch.device("cpu") if on_host else dist.distributed_c10d._get_pg_default_device(group)
+        on_host = any(name in dist.get_backend(group) for name in ("gloo", "mpi"))
+        device = None if on_host else torch.accelerator.current_accelerator()
+        self._device = torch.device("cpu") if device is None else device
 
     def tell_all(self, what: Any) -> list[Any]:
-        """What each process tells, in the order of ranks; all of them must call it."""
-        told: list[Any] = [None] * self.size
-        dist.all_gather_object(told, what, group=self._group)
-        return told
+        """What each process tells (what JSON can say), in the order of ranks; all of them must call it.
+
+        As tensors, since objects would be pickled.
+        """
+        mine = torch.frombuffer(bytearray(json.dumps(what).encode()), dtype=torch.uint8)
+        sizes = [int(size) for size in self._gather(torch.tensor([len(mine)]))]
+        padded = torch.zeros(max(sizes), dtype=torch.uint8)
+        padded[: len(mine)] = mine
+        told = self._gather(padded)
+        return [json.loads(x[:size].numpy().tobytes().decode()) for x, size in zip(told, sizes, strict=True)]
+
+    def _gather(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """The tensors of one shape that all ranks have."""
+        mine = x.to(self._device)
+        everyones = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(everyones, mine, group=self._group)
+        return [other.cpu() for other in everyones]
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:

@@ -85,12 +85,18 @@ class Processes:
             self._send(whole[begin : begin + _PIECE], to)
 
     def receive(self, path: Path, source: int) -> None:
-        """Receive a file of another rank."""
+        """Receive a file of another rank; all of it, also where it cannot be written."""
         size = int(self._receive(1, torch.int64, source))
+        error: OSError | None = None
         with path.open("wb") as file:
             for begin in range(0, size, _PIECE):
                 piece = self._receive(min(_PIECE, size - begin), torch.uint8, source)
-                file.write(piece.numpy().tobytes())
+                try:
+                    file.write(piece.numpy().tobytes())
+                except OSError as cause:
+                    error = cause
+        if error is not None:
+            raise error
 
     def _send(self, x: torch.Tensor, to: int) -> None:
         dist.send(x.to(self._device), group=self._group, group_dst=to)
@@ -100,24 +106,31 @@ class Processes:
         dist.recv(x, group=self._group, group_src=source)
         return x.cpu()
 
-    def merged(self, counts: Path) -> bool:
-        """Add up the counts files of all ranks into that of rank 0, in pairs; whether this is rank 0.
+    def merge(self, counts: Path) -> None:
+        """Add up the counts files of all ranks into that of rank 0, in pairs.
 
         A process holds the counts of two at a time, and there are as many steps as the number of ranks has
-        binary digits.
+        binary digits. Where one cannot add up, it goes on with what it has, so that nobody waits for it in
+        vain, and all raise at the end.
         """
+        error: Exception | None = None
         step = 1
         while step < self.size:
             if self.rank % (2 * step) == step:
                 self.send(counts, self.rank - step)
-                return False
+                break
             if self.rank + step < self.size:
                 other = counts.with_suffix(f".{step}")
-                self.receive(other, self.rank + step)
-                _core.merge_counts([str(counts), str(other)], str(counts))
-                other.unlink()
+                try:
+                    self.receive(other, self.rank + step)
+                    _core.merge_counts([str(counts), str(other)], str(counts))
+                    other.unlink()
+                except (OSError, RuntimeError, ValueError) as cause:
+                    error = cause
             step *= 2
-        return True
+        with self.together():
+            if error is not None:
+                raise error
 
 
 def endless_config(config_file: str, folder: Path) -> str:
@@ -163,10 +176,10 @@ def add_up(
         with processes.together():
             session.save_counts(str(counts))
         told = processes.tell_all(names)
-        is_first = processes.merged(counts)
+        processes.merge(counts)
         results: list[LayerResult] = []
         with processes.together():
-            if is_first:
+            if processes.rank == 0:
                 results = _solved(counts, [name for names in told for name in names], record_file)
                 if counts_file is not None:
                     _core.merge_counts([str(counts)], counts_file)

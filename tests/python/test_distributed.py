@@ -112,12 +112,17 @@ def test_layers_may_be_spread_as_well(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "error"), [("setup", "ValueError: .*no layer is named"), ("forward", "ValueError: not today")]
+    ("where", "rank", "error"),
+    [
+        ("setup", 1, "ValueError: .*no layer is named"),
+        ("forward", 1, "ValueError: not today"),
+        ("merge", 0, "ValueError: .* was observed with another granularity"),
+    ],
 )
-def test_where_one_fails_all_raise(where: str, error: str, tmp_path: Path) -> None:
+def test_where_one_fails_all_raise(where: str, rank: int, error: str, tmp_path: Path) -> None:
     ended = torchrun(2, "fails", str(tmp_path), where, check=False)
     assert ended.returncode != 0
-    assert re.search(f"another process failed, so there is no record: rank 1: {error}", ended.stdout)
+    assert re.search(f"another process failed, so there is no record: rank {rank}: {error}", ended.stdout)
     assert re.search(error, ended.stderr)
     assert not (tmp_path / "record.txt").exists()
 
@@ -145,10 +150,14 @@ def main() -> None:
         amct.create_quant_cali_config(config, model)
         if rank == 1 and more == ["setup"]:
             Path(config).write_text("{}")
+        if rank == 1 and more == ["merge"]:
+            content = Path(config).read_text()
+            Path(config).write_text(content.replace('"quant_granularity":0', '"quant_granularity":1'))
+            assert Path(config).read_text() != content
         try:
             with amct.calibrate(model, config, f"{folder}/record.txt", process_group=group):
                 model(ids(rank))
-                if rank == 1:
+                if rank == 1 and more == ["forward"]:
                     raise ValueError("not today")
         except RuntimeError as error:
             print(error, flush=True)

@@ -29,6 +29,8 @@ CTEST_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 FUZZ_SECONDS ?= 600
+FUZZ_ARGS ?= -max_total_time=$(FUZZ_SECONDS)
+FUZZ_CORPUS ?= build/fuzz/corpus
 
 # The library is compiled for the tests, for the package and again in every clone: the same sources to the same objects.
 ifneq ($(shell command -v ccache),)
@@ -165,11 +167,11 @@ fuzz: system ## feed every parser and reader with what no one wrote; FUZZ_SECOND
 	  -DCMAKE_CXX_FLAGS_RELEASE="-O1 -g1" -DAMCT_SANITIZE=address,undefined,fuzzer-no-link \
 	  -DAMCT_WERROR=OFF -DAMCT_BUILD_FUZZ=ON -DAMCT_BUILD_TESTS=OFF -DAMCT_BUILD_CLI=OFF -DAMCT_BUILD_EXAMPLES=OFF
 	@"$(BIN)/cmake" --build build/fuzz -j$(JOBS)
-	@mkdir -p build/fuzz/crashes $(FUZZ_TARGETS:%=build/fuzz/corpus/%)
+	@mkdir -p build/fuzz/crashes $(FUZZ_TARGETS:%=$(FUZZ_CORPUS)/%)
 	@build/fuzz/tests/fuzz/fuzz_seeds build/fuzz/seeds
 	@printf '%s\n' $(FUZZ_TARGETS) | ASAN_SYMBOLIZER_PATH=$$(command -v llvm-symbolizer-19) xargs -P $(JOBS) -I{} sh -c 'build/fuzz/tests/fuzz/fuzz_{} \
-	  -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=3072 -print_final_stats=1 -artifact_prefix=build/fuzz/crashes/{}- \
-	  build/fuzz/corpus/{} build/fuzz/seeds/{} > build/fuzz/{}.log 2>&1 \
+	  $(FUZZ_ARGS) -timeout=20 -rss_limit_mb=3072 -print_final_stats=1 -artifact_prefix=build/fuzz/crashes/{}- \
+	  $(FUZZ_CORPUS)/{} build/fuzz/seeds/{} > build/fuzz/{}.log 2>&1 \
 	  && echo "{}: $$(sed -n "s/^stat::number_of_executed_units: *//p" build/fuzz/{}.log) inputs, no crash" \
 	  || { tail -40 build/fuzz/{}.log; echo "{}: CRASH, see build/fuzz/{}.log"; exit 255; }'
 

@@ -11,7 +11,9 @@ namespace amct {
 /// Base of all errors thrown by the library.
 class Error : public std::runtime_error {
  public:
-  using std::runtime_error::runtime_error;
+  /// Control characters, which names from files may hold, are written as escapes ("\n", "\x1B"),
+  /// so that what() stays one line, and moves no cursor.
+  explicit Error(const std::string& what);
 };
 
 /// A value the caller gave is outside what is documented for it. Python: ValueError.

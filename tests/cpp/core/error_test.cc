@@ -30,5 +30,10 @@ TEST(ErrorTest, NonFiniteErrorKeepsItsNumbers) {
   EXPECT_EQ(error.first_index(), 17);
 }
 
+TEST(ErrorTest, NamesWithControlCharactersLeaveItOneLine) {
+  const ValueError error("no layer '" + std::string("a\nb\x1B[2Jc\0d\x7F", 11) + "' é");
+  EXPECT_STREQ(error.what(), "no layer 'a\\nb\\x1B[2Jc\\x00d\\x7F' é");
+}
+
 }  // namespace
 }  // namespace amct

@@ -121,6 +121,21 @@ def factors_of(record: Path) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     return zip(scales[::2], scales[1::2], strict=True)
 
 
+def check_modelopts_factors(
+    loading: Any, methods: Any, attributes: tuple[str, str], checkpoint: Path, folder: Path
+) -> None:
+    """What a runtime's attention multiplies by, of a checkpoint that was exported for ModelOpt."""
+    record = write_record(folder, more=FP8)
+    amct.export_record(record, "modelopt", model=checkpoint)
+    method = methods.BaseKVCacheMethod(None)
+    model, attentions = attention_model(method, Parallel())
+    load(checkpoint, model, loading.maybe_remap_kv_scale_name, loading.default_weight_loader)
+    for attention, (keys, values) in zip(attentions, factors_of(record), strict=True):
+        method.process_weights_after_loading(attention)
+        read = tuple(getattr(attention, name) for name in attributes)
+        assert read == (keys.item(), values.item())
+
+
 class TestVllm:
     FOLDER = "vllm/model_executor/"
 
@@ -185,14 +200,7 @@ class TestVllm:
 
     def test_modelopts_factors(self, checkpoint: Path, tmp_path: Path) -> None:
         loading, methods = self.loading(), self.methods()
-        fp8 = write_record(tmp_path, more=FP8)
-        amct.export_record(fp8, "modelopt", model=checkpoint)
-        method = methods.BaseKVCacheMethod(None)
-        model, attentions = attention_model(method, Parallel())
-        load(checkpoint, model, loading.maybe_remap_kv_scale_name, loading.default_weight_loader)
-        for attention, (keys, values) in zip(attentions, factors_of(fp8), strict=True):
-            method.process_weights_after_loading(attention)
-            assert (attention._k_scale_float, attention._v_scale_float) == (keys.item(), values.item())
+        check_modelopts_factors(loading, methods, ("_k_scale_float", "_v_scale_float"), checkpoint, tmp_path)
 
     def test_what_it_cannot_be_told_it_refuses_as_well(self) -> None:
         scheme = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "tensor"}
@@ -289,14 +297,7 @@ class TestSglang:
             QuantizeMethodBase=object,
             is_fp8_fnuz=lambda: False,
         )
-        record = write_record(tmp_path, more=FP8)
-        amct.export_record(record, "modelopt", model=checkpoint)
-        method = methods.BaseKVCacheMethod(None)
-        model, attentions = attention_model(method, Parallel())
-        load(checkpoint, model, loading.maybe_remap_kv_scale_name, loading.default_weight_loader)
-        for attention, (keys, values) in zip(attentions, factors_of(record), strict=True):
-            method.process_weights_after_loading(attention)
-            assert (attention.k_scale_float, attention.v_scale_float) == (keys.item(), values.item())
+        check_modelopts_factors(loading, methods, ("k_scale_float", "v_scale_float"), checkpoint, tmp_path)
 
     def test_every_name(self, checkpoint: Path, tmp_path: Path) -> None:
         remap = self.loading().maybe_remap_kv_scale_name

@@ -37,12 +37,16 @@ Fault read_fault() {
           what == "kill" ? 0 : std::stoi(what)};
 }
 
-/// Whether this call is the one; the process is killed here where that is the fault.
-bool fails(std::string_view call) {
+/// Whether this call is the one; the process is killed here, after last(), where that is the fault.
+template <typename Last = void (*)()>
+bool fails(std::string_view call, Last last = [] {}) {
   static const Fault fault = read_fault();
   static std::atomic<long> calls{0};
   if (call != fault.call || ++calls != fault.number) return false;
-  if (fault.code == 0) ::raise(SIGKILL);
+  if (fault.code == 0) {
+    last();
+    ::raise(SIGKILL);
+  }
   errno = fault.code;
   return true;
 }
@@ -98,15 +102,7 @@ int open64(const char* path, int flags, ...) {
 
 ssize_t write(int fd, const void* bytes, std::size_t size) {
   static auto* const real = next<ssize_t(int, const void*, std::size_t)>("write");
-  if (is_written_file(fd)) {
-    static const Fault fault = read_fault();
-    static std::atomic<long> calls{0};
-    if (fault.call == "write" && fault.code == 0 && ++calls == fault.number) {
-      real(fd, bytes, size / 2);
-      ::raise(SIGKILL);
-    }
-    if (fault.code != 0 && fails("write")) return -1;
-  }
+  if (is_written_file(fd) && fails("write", [&] { real(fd, bytes, size / 2); })) return -1;
   return real(fd, bytes, size);
 }
 

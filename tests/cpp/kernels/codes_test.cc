@@ -53,6 +53,22 @@ std::vector<float> values_of(std::size_t count) {
   return values;
 }
 
+/// The codes of one row with one factor, by the kernel and by its twin.
+struct StoredTwice {
+  template <typename T>
+  StoredTwice(const CodeFormat& format, const FactorTable& factors, DType dtype,
+              const std::vector<T>& x)
+      : codes(x.size()), twin(x.size()) {
+    const Rows rows{1, x.size(), 0, 0};
+    const auto* values = reinterpret_cast<const std::byte*>(x.data());
+    quantize_rows(format, {&factors, 0, false}, rows, dtype, values, codes.data());
+    quantize_rows_scalar(format, {&factors, 0, false}, rows, dtype, values, twin.data());
+  }
+
+  std::vector<std::uint8_t> codes;
+  std::vector<std::uint8_t> twin;
+};
+
 TEST(CodesTest, EqualTheirTwinsOnEveryTarget) {
   on_every_target([] {
     for (const Grid& grid : grids()) {
@@ -114,14 +130,8 @@ TEST(CodesTest, NextToTheMiddleOfTwoCodes) {
             x.insert(x.end(), {below, above});
           }
         }
-        std::vector<std::uint8_t> codes(x.size());
-        std::vector<std::uint8_t> twin = codes;
-        const Rows rows{1, x.size(), 0, 0};
-        const auto* values = reinterpret_cast<const std::byte*>(x.data());
-        quantize_rows(format, {&factors, 0, false}, rows, DType::kFloat32, values, codes.data());
-        quantize_rows_scalar(format, {&factors, 0, false}, rows, DType::kFloat32, values,
-                             twin.data());
-        ASSERT_EQ(codes, twin) << grid.name << " " << scale << " " << offset;
+        const StoredTwice stored(format, factors, DType::kFloat32, x);
+        ASSERT_EQ(stored.codes, stored.twin) << grid.name << " " << scale << " " << offset;
       }
     }
   });
@@ -143,14 +153,8 @@ TEST(CodesTest, EveryCellOfFloatFormats) {
           }
         }
         const FactorTable factors = one_factor(scale, 0);
-        std::vector<std::uint8_t> codes(x.size());
-        std::vector<std::uint8_t> twin = codes;
-        const Rows rows{1, x.size(), 0, 0};
-        const auto* values = reinterpret_cast<const std::byte*>(x.data());
-        quantize_rows(format, {&factors, 0, false}, rows, DType::kFloat32, values, codes.data());
-        quantize_rows_scalar(format, {&factors, 0, false}, rows, DType::kFloat32, values,
-                             twin.data());
-        ASSERT_EQ(codes, twin) << grid.name << " " << scale;
+        const StoredTwice stored(format, factors, DType::kFloat32, x);
+        ASSERT_EQ(stored.codes, stored.twin) << grid.name << " " << scale;
       }
     }
   });
@@ -160,18 +164,13 @@ TEST(CodesTest, EveryHalfIsStoredAlike) {
   on_every_target([] {
     std::vector<std::uint16_t> patterns(65536 + 3);
     for (std::size_t i = 0; i < patterns.size(); ++i) patterns[i] = static_cast<std::uint16_t>(i);
-    const auto* values = reinterpret_cast<const std::byte*>(patterns.data());
-    const Rows rows{1, patterns.size(), 0, 0};
     for (const Grid& grid : grids()) {
       const CodeFormat format = code_format(grid);
       for (const DType dtype : {DType::kFloat16, DType::kBFloat16}) {
         for (const float scale : {1.0F, 0.0078125F, 0.0123F, 3e-38F, 7e30F}) {
           const FactorTable factors = one_factor(scale, grid.is_float() ? 0.0F : 1.0F);
-          std::vector<std::uint8_t> codes(patterns.size());
-          std::vector<std::uint8_t> twin = codes;
-          quantize_rows(format, {&factors, 0, false}, rows, dtype, values, codes.data());
-          quantize_rows_scalar(format, {&factors, 0, false}, rows, dtype, values, twin.data());
-          ASSERT_EQ(codes, twin) << grid.name << " " << scale;
+          const StoredTwice stored(format, factors, dtype, patterns);
+          ASSERT_EQ(stored.codes, stored.twin) << grid.name << " " << scale;
         }
       }
     }

@@ -10,6 +10,8 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "core/escape.h"
+
 namespace amct::cli {
 namespace {
 
@@ -42,9 +44,8 @@ std::string printable(std::string_view text) {
   std::string result;
   for (const char c : text) {
     const auto byte = static_cast<unsigned char>(c);
-    const bool control = byte < 0x20 || byte == 0x7F;
-    result +=
-        control || (byte >= 0x80 && !whole) ? fmt::format("\\x{:02x}", byte) : std::string(1, c);
+    const bool is_odd = is_control(byte) || (byte >= 0x80 && !whole);
+    result += is_odd ? escaped(byte) : std::string(1, c);
   }
   return result;
 }

@@ -9,9 +9,9 @@
 #include <cmath>
 #include <map>
 #include <numeric>
-#include <string_view>
 #include <utility>
 
+#include "core/escape.h"
 #include "export/factors.h"
 
 namespace amct {
@@ -206,12 +206,11 @@ std::string printable(const std::string& text) {
   std::string result;
   for (const char c : text) {
     const auto byte = static_cast<unsigned char>(c);
-    if (byte < ' ' || c == '\x7F') {
+    if (is_control(byte)) {
       const std::string escaped = Json(std::string(1, c)).dump();
       result += escaped.substr(1, escaped.size() - 2);
     } else if (byte >= 0x80 && !whole) {
-      constexpr std::string_view kDigits = "0123456789abcdef";
-      result.append("\\x") += {kDigits[byte >> 4], kDigits[byte & 0xFU]};
+      result += escaped(byte);
     } else {
       result += c;
     }

@@ -11,7 +11,7 @@ namespace amct {
 /// Base of all errors thrown by the library.
 class Error : public std::runtime_error {
  public:
-  /// Control characters, which names from files may hold, are written as escapes ("\n", "\x1B"),
+  /// Control characters, which names from files may hold, are written as escapes ("\x0a"),
   /// so that what() stays one line, and moves no cursor.
   explicit Error(const std::string& what);
 };

@@ -32,7 +32,7 @@ TEST(ErrorTest, NonFiniteErrorKeepsItsNumbers) {
 
 TEST(ErrorTest, NamesWithControlCharactersLeaveItOneLine) {
   const ValueError error("no layer '" + std::string("a\nb\x1B[2Jc\0d\x7F", 11) + "' é");
-  EXPECT_STREQ(error.what(), "no layer 'a\\nb\\x1B[2Jc\\x00d\\x7F' é");
+  EXPECT_STREQ(error.what(), "no layer 'a\\x0ab\\x1b[2Jc\\x00d\\x7f' é");
 }
 
 }  // namespace

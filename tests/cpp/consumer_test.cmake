@@ -1,5 +1,5 @@
-# Installs the library below WORK_DIR, then configures, builds and runs the project in CONSUMER_DIR
-# against it.
+# Installs the library below WORK_DIR, then configures, builds and runs the project in CONSUMER_DIR against it: as it
+# comes, and with each of its components.
 function(run)
   execute_process(COMMAND ${ARGV} RESULT_VARIABLE status OUTPUT_VARIABLE output ERROR_VARIABLE output)
   if(NOT status EQUAL 0)
@@ -15,17 +15,25 @@ set(flags "")
 if(SANITIZE)
   set(flags "-fsanitize=${SANITIZE}")  # the library carries calls into the sanitizers' runtimes
 endif()
-run("${CMAKE_COMMAND}" -S "${CONSUMER_DIR}" -B "${WORK_DIR}/build" -G "${GENERATOR}"
-    "-DCMAKE_MAKE_PROGRAM=${MAKE_PROGRAM}" "-DCMAKE_CXX_COMPILER=${CXX}" "-DCMAKE_CXX_FLAGS=${flags}"
-    "-DCMAKE_BUILD_TYPE=${CONFIG}" "-DCMAKE_PREFIX_PATH=${WORK_DIR}/prefix")
-run("${CMAKE_COMMAND}" --build "${WORK_DIR}/build" --config "${CONFIG}")
-run("${WORK_DIR}/build/consumer" "${WORK_DIR}/record.txt")
-if(NOT output MATCHES "scale 1 offset -128")
-  message(FATAL_ERROR "the consumer printed:\n${output}")
-endif()
-file(READ "${WORK_DIR}/record.txt" record)
-if(NOT record MATCHES "key: \"layer\"")
-  message(FATAL_ERROR "the consumer's record is:\n${record}")
+set(common "-DCMAKE_MAKE_PROGRAM=${MAKE_PROGRAM}" "-DCMAKE_CXX_COMPILER=${CXX}" "-DCMAKE_CXX_FLAGS=${flags}"
+           "-DCMAKE_BUILD_TYPE=${CONFIG}" "-DCMAKE_PREFIX_PATH=${WORK_DIR}/prefix")
+foreach(components "" shared static)
+  set(build "${WORK_DIR}/build${components}")
+  run("${CMAKE_COMMAND}" -S "${CONSUMER_DIR}" -B "${build}" -G "${GENERATOR}" ${common} "-DCOMPONENTS=${components}")
+  run("${CMAKE_COMMAND}" --build "${build}" --config "${CONFIG}")
+  run("${build}/consumer" "${WORK_DIR}/record${components}.txt")
+  if(NOT output MATCHES "scale 1 offset -128")
+    message(FATAL_ERROR "the consumer printed:\n${output}")
+  endif()
+  file(READ "${WORK_DIR}/record${components}.txt" record)
+  if(NOT record MATCHES "key: \"layer\"")
+    message(FATAL_ERROR "the consumer's record is:\n${record}")
+  endif()
+endforeach()
+execute_process(COMMAND "${CMAKE_COMMAND}" -S "${CONSUMER_DIR}" -B "${WORK_DIR}/none" -G "${GENERATOR}" ${common}
+                        "-DCOMPONENTS=nothing" RESULT_VARIABLE status OUTPUT_QUIET ERROR_VARIABLE output)
+if(status EQUAL 0 OR NOT output MATCHES "without its component 'nothing'")
+  message(FATAL_ERROR "a component that does not exist was found:\n${output}")
 endif()
 
 # The schemas are installed for those who read the files with other tools.
@@ -42,9 +50,11 @@ if(PKG_CONFIG AND NOT SANITIZE)
   file(GLOB_RECURSE package "${WORK_DIR}/prefix/*/amct.pc")
   get_filename_component(packages "${package}" DIRECTORY)
   set(ENV{PKG_CONFIG_PATH} "${packages}")
-  run("${PKG_CONFIG}" --static --cflags --libs amct)
+  run("${PKG_CONFIG}" --cflags --libs amct)
   separate_arguments(flags UNIX_COMMAND "${output}")
-  run("${CC}" -std=c11 -Wall -Wextra -Werror -pedantic "${C_PROGRAM}" -o "${WORK_DIR}/c_program" ${flags})
+  run("${CC}" -std=c11 -Wall -Wextra -Werror -pedantic "${C_PROGRAM}" -o "${WORK_DIR}/c_program" ${flags} -lm)
   file(MAKE_DIRECTORY "${WORK_DIR}/c_files")
-  run("${WORK_DIR}/c_program" "${WORK_DIR}/c_files")
+  run("${PKG_CONFIG}" --variable=libdir amct)
+  string(STRIP "${output}" libraries)
+  run("${CMAKE_COMMAND}" -E env "LD_LIBRARY_PATH=${libraries}" "${WORK_DIR}/c_program" "${WORK_DIR}/c_files")
 endif()

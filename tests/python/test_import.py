@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import itertools
+import shutil
+import subprocess
 from pathlib import Path
 
 import amct_pytorch as amct
@@ -130,3 +133,14 @@ def test_everything_promised_is_there() -> None:
         assert getattr(amct, name).__doc__, name
     assert set(amct.__all__) >= {"create_quant_cali_config", "create_quant_cali_model", "QuantCalibrationOp"}
     assert issubclass(amct.NonFiniteError, RuntimeError)
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm (binutils)")
+def test_the_extension_module_shows_nothing_but_itself() -> None:
+    """Another libamct or libstdc++ in the process must not be mixed up with what is inside."""
+    extension = importlib.util.find_spec("amct_pytorch._core")
+    assert extension is not None
+    assert extension.origin is not None
+    command = ["nm", "--dynamic", "--defined-only", extension.origin]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert [line.split()[-1] for line in listed.splitlines()] == ["PyInit__core"]

@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#pragma GCC visibility push(default)
 namespace amct {
 
 /// The part of a fused projection's output that is one layer: of `groups` equal groups of
@@ -109,3 +110,4 @@ void check_layers(std::span<const std::string> names, std::span<const ModelLayer
                   const std::string& source);
 
 }  // namespace amct
+#pragma GCC visibility pop

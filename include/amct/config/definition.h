@@ -11,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#pragma GCC visibility push(default)
 namespace amct {
 
 /// A parsed AMCTQuantCaliConfig (see quant_calibration_config_pytorch.proto).
@@ -40,9 +41,10 @@ class Definition {
   CalibrationConfig configure(std::span<const std::string> names) const;
 
  private:
-  struct Impl;
+  struct [[gnu::visibility("hidden")]] Impl;
   explicit Definition(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };
 
 }  // namespace amct
+#pragma GCC visibility pop

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#pragma GCC visibility push(default)
 namespace amct {
 
 /// Whether `name` is a glob pattern: it holds one of * ? [.
@@ -25,3 +26,4 @@ std::vector<std::string> expand_layers(std::span<const std::string> names,
                                        const std::string& source);
 
 }  // namespace amct
+#pragma GCC visibility pop

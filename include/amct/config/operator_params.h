@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#pragma GCC visibility push(default)
 namespace amct {
 
 /// What the parameters of one operator say.
@@ -25,3 +26,4 @@ OperatorParams parse_operator_params(const std::vector<std::pair<std::string, Op
                                      const AlgorithmCatalog& catalog);
 
 }  // namespace amct
+#pragma GCC visibility pop

@@ -3,6 +3,7 @@
 
 #include <string>
 
+#pragma GCC visibility push(default)
 namespace amct {
 
 /// The shortest decimal that reads back as the same float32 or float64, as Python's repr writes it:
@@ -12,3 +13,4 @@ std::string shortest_decimal(float value);
 std::string shortest_decimal(double value);
 
 }  // namespace amct
+#pragma GCC visibility pop

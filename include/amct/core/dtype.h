@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <string_view>
 
+#pragma GCC visibility push(default)
 namespace amct {
 
 /// Element type of an observed tensor. All widen to float32 without loss.
@@ -72,3 +73,4 @@ constexpr std::uint16_t exponent_mask(DType dtype) {
 }
 
 }  // namespace amct
+#pragma GCC visibility pop

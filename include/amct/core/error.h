@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#pragma GCC visibility push(default)
 namespace amct {
 
 /// Base of all errors thrown by the library.
@@ -68,3 +69,4 @@ class IoError : public Error {
 };
 
 }  // namespace amct
+#pragma GCC visibility pop

@@ -8,6 +8,7 @@
 #include <string>
 #include <string_view>
 
+#pragma GCC visibility push(default)
 namespace amct {
 
 /// Size limit of the text files that are read: a larger one is refused before it is loaded.
@@ -53,7 +54,7 @@ class AtomicFile {
   const std::string& path() const;
 
  private:
-  struct State;
+  struct [[gnu::visibility("hidden")]] State;
   std::unique_ptr<State> state_;
 };
 
@@ -71,7 +72,7 @@ class FileReader {
   std::string read(std::size_t size);
 
  private:
-  struct State;
+  struct [[gnu::visibility("hidden")]] State;
   std::unique_ptr<State> state_;
 };
 
@@ -79,3 +80,4 @@ class FileReader {
 bool is_utf8(std::string_view text);
 
 }  // namespace amct
+#pragma GCC visibility pop

@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#pragma GCC visibility push(default)
 namespace amct {
 
 /// An advisory lock (flock) on a file beside `path`, ".NAME.lock", which is removed with the lock.
@@ -21,9 +22,10 @@ class FileLock {
   ~FileLock() = default;
 
  private:
-  struct Held;
+  struct [[gnu::visibility("hidden")]] Held;
 
   std::shared_ptr<Held> held_;  // none: there is no lock to be had
 };
 
 }  // namespace amct
+#pragma GCC visibility pop

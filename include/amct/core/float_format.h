@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <span>
 
+#pragma GCC visibility push(default)
 namespace amct {
 
 /// A format given by the value of each of its codes, which is what every one of them has, however
@@ -65,3 +66,4 @@ const FloatFormat& fp8_e5m2fnuz();
 const FloatFormat& hif8();
 
 }  // namespace amct
+#pragma GCC visibility pop

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string_view>
 
+#pragma GCC visibility push(default)
 namespace amct {
 
 /// kPerTensor: all values of a layer share one pair. kPerChannel: one pair for each index of the
@@ -18,3 +19,4 @@ constexpr std::string_view name_of(Granularity granularity) {
 }
 
 }  // namespace amct
+#pragma GCC visibility pop

@@ -9,6 +9,7 @@
 #include <string>
 #include <string_view>
 
+#pragma GCC visibility push(default)
 namespace amct {
 
 /// What a code stands for, in units of the scale: an integer grid has the codes qmin .. qmax,
@@ -74,3 +75,4 @@ const Grid& grid_named(std::string_view name, const std::string& what);
 QuantParams minmax_params(const Grid& grid, float low, float high, bool with_offset);
 
 }  // namespace amct
+#pragma GCC visibility pop

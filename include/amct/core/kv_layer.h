@@ -5,6 +5,7 @@
 #include <optional>
 #include <string_view>
 
+#pragma GCC visibility push(default)
 namespace amct {
 
 /// Where a layer is observed.
@@ -24,3 +25,4 @@ constexpr std::string_view name_of(KVRole role) { return role == KVRole::kKey ? 
 std::optional<KVRole> role_in_name(std::string_view layer);
 
 }  // namespace amct
+#pragma GCC visibility pop

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#pragma GCC visibility push(default)
 namespace amct {
 
 /// Memory for large arrays, in huge pages where the system gives them: the first touch of a page
@@ -75,3 +76,4 @@ void grow(LargeArray<T>& array, std::size_t needed, std::size_t limit) {
 }
 
 }  // namespace amct
+#pragma GCC visibility pop

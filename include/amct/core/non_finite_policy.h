@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#pragma GCC visibility push(default)
 namespace amct {
 
 enum class NonFinitePolicy : std::uint8_t {
@@ -11,3 +12,4 @@ enum class NonFinitePolicy : std::uint8_t {
 };
 
 }  // namespace amct
+#pragma GCC visibility pop

@@ -13,6 +13,7 @@
 #include <variant>
 #include <vector>
 
+#pragma GCC visibility push(default)
 namespace amct {
 
 /// A setting's value. A vector stands for a JSON list of numbers.
@@ -80,3 +81,4 @@ std::string closest_match(std::string_view word, std::span<const std::string> ca
 std::string suggestion(std::string_view word, std::span<const std::string> candidates);
 
 }  // namespace amct
+#pragma GCC visibility pop

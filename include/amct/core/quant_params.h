@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#pragma GCC visibility push(default)
 namespace amct {
 
 /// Factors of one group. A code q stands for x' = (q - offset) * scale: the offset is subtracted,
@@ -15,3 +16,4 @@ struct QuantParams {
 };
 
 }  // namespace amct
+#pragma GCC visibility pop

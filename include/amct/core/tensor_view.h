@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#pragma GCC visibility push(default)
 namespace amct {
 
 /// Non-owning, read-only view of a tensor in host memory. Any rank, any strides (also zero and
@@ -59,3 +60,4 @@ struct Block {
 std::vector<Block> blocks_of(const TensorView& view);
 
 }  // namespace amct
+#pragma GCC visibility pop

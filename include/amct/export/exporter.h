@@ -16,6 +16,7 @@
 #include <string_view>
 #include <vector>
 
+#pragma GCC visibility push(default)
 namespace amct {
 
 /// What factors are solved for.
@@ -125,3 +126,4 @@ ExportReport export_record(const std::string& record_file, std::string_view runt
                            const ExportOptions& options);
 
 }  // namespace amct
+#pragma GCC visibility pop

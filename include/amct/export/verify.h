@@ -12,6 +12,7 @@
 #include <string_view>
 #include <vector>
 
+#pragma GCC visibility push(default)
 namespace amct {
 
 /// What becomes of a key (a tensor, an entry of a JSON file, a layer of a record).
@@ -94,3 +95,4 @@ VerifyReport verify_export(const std::string& path, std::string_view runtime,
                            const VerifyOptions& options = {});
 
 }  // namespace amct
+#pragma GCC visibility pop

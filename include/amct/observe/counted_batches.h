@@ -8,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#pragma GCC visibility push(default)
 namespace amct {
 
 /// How often each bit pattern of a 16-bit type occurs in some batches: what an Observer would have
@@ -45,3 +46,4 @@ struct RemoteBatch {
 };
 
 }  // namespace amct
+#pragma GCC visibility pop

@@ -15,6 +15,7 @@
 #include <string>
 #include <string_view>
 
+#pragma GCC visibility push(default)
 namespace amct {
 
 struct ObserverOptions {
@@ -119,9 +120,10 @@ class Observer {
   ValueRange range(std::size_t group) const;
 
  private:
-  struct State;
-  struct Bytes;
+  struct [[gnu::visibility("hidden")]] State;
+  struct [[gnu::visibility("hidden")]] Bytes;
   std::unique_ptr<State> state_;
 };
 
 }  // namespace amct
+#pragma GCC visibility pop

@@ -9,6 +9,7 @@
 #include <span>
 #include <vector>
 
+#pragma GCC visibility push(default)
 namespace amct {
 
 /// The multiset of values of one group. Equal multisets are equal objects, in whatever order, in
@@ -79,3 +80,4 @@ class ValueCounts {
 };
 
 }  // namespace amct
+#pragma GCC visibility pop

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#pragma GCC visibility push(default)
 namespace amct {
 
 /// The factors of one layer: one pair per tensor, or one pair a channel, in channel order, or one
@@ -55,3 +56,4 @@ std::vector<std::string> merge_into_record(const std::string& path,
                                            std::span<const std::string> order);
 
 }  // namespace amct
+#pragma GCC visibility pop

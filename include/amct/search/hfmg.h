@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <vector>
 
+#pragma GCC visibility push(default)
 namespace amct {
 
 struct HfmgOptions {
@@ -53,3 +54,4 @@ SearchResult hfmg(const ValueCounts& values, const HfmgOptions& options = {});
 Algorithm hfmg_algorithm();
 
 }  // namespace amct
+#pragma GCC visibility pop

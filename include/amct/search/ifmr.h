@@ -8,6 +8,7 @@
 
 #include <vector>
 
+#pragma GCC visibility push(default)
 namespace amct {
 
 struct IfmrOptions {
@@ -52,3 +53,4 @@ SearchResult ifmr(const ValueCounts& values, const IfmrOptions& options = {});
 Algorithm ifmr_algorithm();
 
 }  // namespace amct
+#pragma GCC visibility pop

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#pragma GCC visibility push(default)
 namespace amct {
 
 struct KlOptions {
@@ -33,3 +34,4 @@ SearchResult kl(const ValueCounts& values, const KlOptions& options = {});
 Algorithm kl_algorithm();
 
 }  // namespace amct
+#pragma GCC visibility pop

@@ -5,6 +5,7 @@
 #include "amct/observe/value_counts.h"
 #include "amct/search/search.h"
 
+#pragma GCC visibility push(default)
 namespace amct {
 
 struct MinMaxOptions {
@@ -20,3 +21,4 @@ SearchResult minmax(float low, float high, const MinMaxOptions& options = {});
 Algorithm minmax_algorithm();
 
 }  // namespace amct
+#pragma GCC visibility pop

@@ -5,6 +5,7 @@
 #include "amct/observe/value_counts.h"
 #include "amct/search/search.h"
 
+#pragma GCC visibility push(default)
 namespace amct {
 
 struct MseOptions {
@@ -33,3 +34,4 @@ SearchResult mse(const ValueCounts& values, const MseOptions& options = {});
 Algorithm mse_algorithm();
 
 }  // namespace amct
+#pragma GCC visibility pop

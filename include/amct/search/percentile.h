@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#pragma GCC visibility push(default)
 namespace amct {
 
 struct PercentileOptions {
@@ -27,3 +28,4 @@ SearchResult percentile(const ValueCounts& values, const PercentileOptions& opti
 Algorithm percentile_algorithm();
 
 }  // namespace amct
+#pragma GCC visibility pop

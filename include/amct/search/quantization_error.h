@@ -5,6 +5,7 @@
 #include "amct/core/quant_params.h"
 #include "amct/observe/value_counts.h"
 
+#pragma GCC visibility push(default)
 namespace amct {
 
 /// Error of storing values on a grid. Sums of several groups add up.
@@ -29,3 +30,4 @@ QuantizationError quantization_error(const ValueCounts& values, const Grid& grid
                                      QuantParams params);
 
 }  // namespace amct
+#pragma GCC visibility pop

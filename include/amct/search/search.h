@@ -9,6 +9,7 @@
 #include <span>
 #include <string_view>
 
+#pragma GCC visibility push(default)
 namespace amct {
 
 /// What a search found for one group of values.
@@ -50,3 +51,4 @@ const AlgorithmCatalog& algorithm_catalog();
 void require_values(const ValueCounts& values);
 
 }  // namespace amct
+#pragma GCC visibility pop

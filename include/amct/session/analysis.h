@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#pragma GCC visibility push(default)
 namespace amct {
 
 /// One group of values that share factors.
@@ -52,3 +53,4 @@ std::vector<LayerAnalysis> analyse_files(const std::string& record_file,
                                          const std::string& counts_file, std::int64_t bins = 128);
 
 }  // namespace amct
+#pragma GCC visibility pop

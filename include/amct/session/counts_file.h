@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#pragma GCC visibility push(default)
 namespace amct {
 
 /// What one layer was seen to hold.
@@ -52,7 +53,7 @@ class CountsWriter {
   void commit();
 
  private:
-  struct Impl;
+  struct [[gnu::visibility("hidden")]] Impl;
   std::unique_ptr<Impl> impl_;
 };
 
@@ -71,7 +72,7 @@ class CountsReader {
   std::optional<LayerCounts> next();
 
  private:
-  struct Impl;
+  struct [[gnu::visibility("hidden")]] Impl;
   std::unique_ptr<Impl> impl_;
 };
 
@@ -89,3 +90,4 @@ std::vector<LayerResult> solve_counts(
 void merge_counts(std::span<const std::string> inputs, const std::string& output);
 
 }  // namespace amct
+#pragma GCC visibility pop

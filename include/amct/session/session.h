@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#pragma GCC visibility push(default)
 namespace amct {
 
 /// A layer that has not seen all its batches.
@@ -160,8 +161,9 @@ class Session {
   const std::string& record_file() const;
 
  private:
-  struct Impl;
+  struct [[gnu::visibility("hidden")]] Impl;
   std::unique_ptr<Impl> impl_;
 };
 
 }  // namespace amct
+#pragma GCC visibility pop

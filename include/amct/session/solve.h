@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#pragma GCC visibility push(default)
 namespace amct {
 
 /// What a finished layer is known by.
@@ -57,3 +58,4 @@ LayerResult solve(const LayerConfig& config, bool with_offset, const Observer& o
 LayerRecord record_of(const LayerResult& result);
 
 }  // namespace amct
+#pragma GCC visibility pop

@@ -12,11 +12,12 @@
 #include <span>
 #include <vector>
 
-namespace amct {
-
-namespace kernels {
+namespace amct::kernels {
 class FactorTable;
 }
+
+#pragma GCC visibility push(default)
+namespace amct {
 
 /// Where a tensor has its heads, which factors per channel and per head go by.
 enum class HeadLayout : std::uint8_t {
@@ -92,7 +93,7 @@ class Codec {
   void dequantize(const CodesView& codes, const MutableTensorView& out) const;
 
  private:
-  class Work;
+  class [[gnu::visibility("hidden")]] Work;
 
   const Grid* grid_;
   Granularity granularity_;
@@ -102,3 +103,4 @@ class Codec {
 };
 
 }  // namespace amct
+#pragma GCC visibility pop

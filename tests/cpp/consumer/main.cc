@@ -1,18 +1,8 @@
 // A project that uses the installed library: calibrates values from 0 to 255 by min-max, whose
-// factors are known, and includes every public header.
-#include "amct/config/calibration_config.h"
-#include "amct/config/definition.h"
+// factors are known, and catches an error of the library by its type.
 #include "amct/config/operator_params.h"
-#include "amct/core/decimal.h"
 #include "amct/core/error.h"
-#include "amct/core/file.h"
-#include "amct/core/grid.h"
-#include "amct/observe/observer.h"
 #include "amct/record/record_file.h"
-#include "amct/search/hfmg.h"
-#include "amct/search/ifmr.h"
-#include "amct/search/minmax.h"
-#include "amct/search/quantization_error.h"
 #include "amct/search/search.h"
 #include "amct/session/session.h"
 
@@ -33,6 +23,12 @@ int main(int argc, char** argv) {
     session.observe("layer",
                     amct::TensorView::contiguous(values.data(), amct::DType::kFloat32, {16, 16}));
     const amct::QuantParams found = amct::read_record(argv[1]).at(0).params.at(0);
+    try {
+      session.observe("empty",
+                      amct::TensorView::contiguous(values.data(), amct::DType::kFloat32, {0}));
+      return 1;
+    } catch (const amct::StateError&) {  // as it was thrown, from the shared library as well
+    }
     std::printf("scale %g offset %d\n", static_cast<double>(found.scale), found.offset);
     return 0;
   } catch (const std::exception& error) {

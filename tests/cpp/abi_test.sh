@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# The symbols of a shared library are those of a list, no more and no less. Inline functions (W) are left out: whether
+# there is one depends on the compiler. With UPDATE_ABI in the environment they are written into the list.
+set -euo pipefail
+export LC_ALL=C
+nm=$1 library=$2 list=$3
+seen=$(mktemp)
+trap 'rm -f "$seen"' EXIT
+
+# "0000 T name@@AMCT_0.1"; A is the version itself, and constructors have several symbols of one name.
+"$nm" --dynamic --defined-only --demangle "$library" |
+  sed -E -e '/^[0-9a-f]+ [AWu] /d' -e 's/^[0-9a-f]+ [A-Z] //' -e 's/@@AMCT_[0-9.]+$//' | sort -u > "$seen"
+
+if grep -v -E '^(amct_|amct::|(typeinfo|typeinfo name|vtable) for amct::)' "$seen"; then
+  echo "These are not ours, but are seen from outside." >&2
+  exit 1
+fi
+if [[ -n ${UPDATE_ABI:-} ]]; then cp "$seen" "$list"; fi
+if ! diff -u "$list" "$seen"; then
+  echo "Symbols changed. Where that is meant: UPDATE_ABI=1 ctest -R abi, and a line in CHANGELOG.md." >&2
+  exit 1
+fi

@@ -1,0 +1,150 @@
+// Many threads at one session, as the hooks of a model that runs on several of them: made for
+// ThreadSanitizer, which `make tsan` runs it under.
+#include "amct/core/error.h"
+#include "amct/search/search.h"
+#include "amct/session/session.h"
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <latch>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "support/data.h"
+#include "support/files.h"
+
+namespace amct {
+namespace {
+
+using support::Tensor;
+
+constexpr int kThreads = 16;
+constexpr int kLayers = 200;
+constexpr std::int64_t kBatches = 3;
+constexpr std::int64_t kRows = 16;
+constexpr std::int64_t kChannels = 4;
+
+/// What layer `layer` sees in batch `batch`.
+struct Job {
+  int layer;
+  Tensor batch;
+};
+
+std::string name_of(int layer) { return "layers." + std::to_string(layer) + ".k_proj"; }
+
+/// Batches of every dtype.
+std::vector<Job> all_jobs() {
+  std::vector<Job> jobs;
+  for (int layer = 0; layer < kLayers; ++layer) {
+    const DType dtype = support::kAllDTypes[static_cast<std::size_t>(layer % 3)];
+    for (int batch = 0; batch < kBatches; ++batch) {
+      jobs.push_back(
+          {layer,
+           support::make_tensor(dtype, {kRows, kChannels},
+                                support::sample(support::Distribution::kNormal, kRows * kChannels,
+                                                static_cast<unsigned>(layer * kBatches + batch)))});
+    }
+  }
+  return jobs;
+}
+
+/// Layers of every granularity and algorithm.
+CalibrationConfig config_of_all() {
+  std::vector<std::string> names;
+  for (int i = 0; i < kLayers; ++i) names.push_back(name_of(i));
+  CalibrationConfig config = default_config(names, algorithm_catalog());
+  config.batch_num = kBatches;
+  constexpr std::array kGranularities{Granularity::kPerTensor, Granularity::kPerChannel,
+                                      Granularity::kPerHead};
+  for (int i = 0; i < kLayers; ++i) {
+    LayerConfig& layer = config.layers[static_cast<std::size_t>(i)];
+    const Algorithm& algorithm = algorithms()[static_cast<std::size_t>(i) % algorithms().size()];
+    layer.algorithm = algorithm.spec.name;
+    layer.options = algorithm.spec.defaults();
+    layer.granularity = kGranularities[static_cast<std::size_t>(i / 7 % 3)];
+    if (layer.granularity == Granularity::kPerHead) layer.head_num = 2;
+    layer.asymmetric = i % 2 == 0;
+  }
+  return config;
+}
+
+std::string record_of_one_thread(const std::vector<Job>& jobs, const std::string& path) {
+  Session session(config_of_all(), path);
+  for (const Job& job : jobs) session.observe(name_of(job.layer), job.batch.view());
+  EXPECT_TRUE(session.unfinished().empty());
+  return support::read_file(path);
+}
+
+class SessionStressTest : public support::FolderTest,
+                          public testing::WithParamInterface<SessionOptions> {};
+
+INSTANTIATE_TEST_SUITE_P(All, SessionStressTest,
+                         testing::Values(SessionOptions{},
+                                         SessionOptions{.writing_share = 0.1,
+                                                        .search_in_background = true}),
+                         [](const auto& param) {
+                           return std::string(param.param.search_in_background ? "InBackground"
+                                                                               : "WhereObserved");
+                         });
+
+TEST_P(SessionStressTest, SixteenThreadsObserveTwoHundredLayersAtOnce) {
+  const std::vector<Job> jobs = all_jobs();
+  const std::string expected = record_of_one_thread(jobs, folder / "one.txt");
+
+  const std::string path = folder / "many.txt";
+  Session session(config_of_all(), path, GetParam());
+  std::latch start(kThreads + 2);
+  std::atomic<std::size_t> next{0};
+  std::atomic<bool> done{false};
+  std::vector<std::thread> threads;
+  // Layer after layer in each batch, so that threads meet at layers as well as beside each other.
+  const auto observe = [&] {
+    start.arrive_and_wait();
+    for (std::size_t i = next++; i < jobs.size(); i = next++) {
+      const std::size_t at = i % kLayers * kBatches + i / kLayers;
+      session.observe(name_of(jobs[at].layer), jobs[at].batch.view());
+    }
+  };
+  // Everything else that a session can be asked meanwhile.
+  const auto ask = [&] {
+    start.arrive_and_wait();
+    while (!done) {
+      EXPECT_LE(session.results().size(), std::size_t{kLayers});
+      EXPECT_LE(session.unfinished().size(), std::size_t{kLayers});
+      const std::string name = name_of(static_cast<int>(next % kLayers));
+      EXPECT_EQ(session.plan(name).batch_num, kBatches);
+      session.finished(name);
+      session.write_record();
+      std::this_thread::yield();
+    }
+  };
+  const auto save = [&] {
+    start.arrive_and_wait();
+    while (!done) {
+      try {
+        session.save(folder / "state", 0);
+      } catch (const StateError&) {
+        // Nothing was left to be seen.
+      }
+      std::this_thread::yield();
+    }
+  };
+  for (int i = 0; i < kThreads; ++i) threads.emplace_back(observe);
+  std::thread asking(ask);
+  std::thread saving(save);
+  for (std::thread& thread : threads) thread.join();
+  done = true;
+  asking.join();
+  saving.join();
+
+  EXPECT_TRUE(session.unfinished().empty());
+  session.write_record();
+  EXPECT_EQ(support::read_file(path), expected);
+}
+
+}  // namespace
+}  // namespace amct

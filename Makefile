@@ -70,7 +70,7 @@ demo: system ## calibrate SmolLM2 on real text and show the result; TEXT=FILE ta
 	@"$(BIN)/python" examples/smollm2_demo.py $(if $(TEXT),--text "$(TEXT)") $(DEMO_ARGS)
 
 ##@ Development
-.PHONY: build test readers fuzz check lint asan docs docs-update bench format
+.PHONY: build test readers fuzz check lint asan tsan valgrind docs docs-update bench format
 build: cpp package ## build the C++ library, its tests and the Python package
 
 test: system ## run the C++ tests (ctest), then the Python tests (pytest)
@@ -114,6 +114,28 @@ asan: system ## build the C++ tests with ASan and UBSan and run them
 	@echo "== C++ tests, ASan and UBSan"
 	@ASAN_OPTIONS=detect_stack_use_after_return=1:strict_string_checks=1 UBSAN_OPTIONS=print_stacktrace=1 \
 	  "$(BIN)/ctest" --test-dir build/asan $(ctest_args) | $(without_passed)
+
+# The tests in which threads meet (tests/cpp/CMakeLists.txt), on a oneTBB that tells the sanitizer what it does.
+tsan: system ## build the C++ tests of threads with ThreadSanitizer and run them
+	$(venv) build
+	@scripts/thread_sanitized_tbb.sh build/tsan-tbb "$(BIN)/cmake" "$(BIN)/ninja" $(JOBS)
+	@$(configure) -B build/tsan -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1" -DAMCT_SANITIZE=thread \
+	  -DAMCT_BUILD_CLI=OFF -DAMCT_BUILD_SHARED=OFF -DAMCT_BUILD_EXAMPLES=OFF
+	@"$(BIN)/cmake" --build build/tsan -j$(JOBS) --target amct_tests
+	@echo "== C++ tests, TSan"
+	@LD_LIBRARY_PATH=$(CURDIR)/build/tsan-tbb/installed/lib TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1 \
+	  "$(BIN)/ctest" --test-dir build/tsan -R amct_tests $(ctest_args) | $(without_passed)
+
+# Memory that was never written, which the sanitizers do not see: the optimized library as it is shipped, a test of each
+# kind (a value goes a hundred times as slowly).
+VALGRIND_TESTS := tests/cpp/valgrind.txt
+valgrind: system ## run C++ tests of the optimized library under Valgrind's memcheck
+	@scripts/system_packages.sh requirements/debian-ci.txt
+	@$(MAKE) cpp
+	@echo "== C++ tests, Valgrind"
+	@valgrind --quiet --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite,indirect \
+	  build/release/tests/cpp/amct_tests --gtest_brief=1 \
+	  --gtest_filter="$$(sed -e 's/#.*//' -e '/^ *$$/d' $(VALGRIND_TESTS) | tr -d ' ' | tr '\n' ':')"
 
 bench: system ## run the C++ benchmarks; BENCH_ARGS=--benchmark_filter=calibrate/per_tensor
 	$(venv) build bench

@@ -126,16 +126,15 @@ tsan: system ## build the C++ tests of threads with ThreadSanitizer and run them
 	@LD_LIBRARY_PATH=$(CURDIR)/build/tsan-tbb/installed/lib TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1 \
 	  "$(BIN)/ctest" --test-dir build/tsan -R amct_tests $(ctest_args) | $(without_passed)
 
-# Memory that was never written, which the sanitizers do not see: the optimized library as it is shipped, a test of each
-# kind (a value goes a hundred times as slowly).
-VALGRIND_TESTS := tests/cpp/valgrind.txt
+# Memory that was never written, which the sanitizers do not see, in the optimized library as it is shipped.
 valgrind: system ## run C++ tests of the optimized library under Valgrind's memcheck
 	@scripts/system_packages.sh requirements/debian-ci.txt
 	@$(MAKE) cpp
 	@echo "== C++ tests, Valgrind"
-	@valgrind --quiet --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite,indirect \
+	@valgrind --quiet --error-exitcode=99 --suppressions=tests/cpp/valgrind.supp \
+	  --leak-check=full --show-leak-kinds=definite,indirect --errors-for-leak-kinds=definite,indirect \
 	  build/release/tests/cpp/amct_tests --gtest_brief=1 \
-	  --gtest_filter="$$(sed -e 's/#.*//' -e '/^ *$$/d' $(VALGRIND_TESTS) | tr -d ' ' | tr '\n' ':')"
+	  --gtest_filter="-$$(sed -e 's/#.*//' -e '/^ *$$/d' tests/cpp/valgrind_skips.txt | paste -s -d :)"
 
 bench: system ## run the C++ benchmarks; BENCH_ARGS=--benchmark_filter=calibrate/per_tensor
 	$(venv) build bench

@@ -11,13 +11,14 @@
 #include <cstdint>
 #include <cstdio>
 #include <exception>
+#include <iostream>
 #include <random>
 #include <string>
 #include <vector>
 
 int main(int argc, char** argv) {
   if (argc != 2) {
-    std::fprintf(stderr, "usage: %s RECORD_FILE\n", argv[0]);
+    std::cerr << "usage: " << argv[0] << " RECORD_FILE\n";
     return 2;
   }
   try {
@@ -48,7 +49,7 @@ int main(int argc, char** argv) {
     }
     return 0;
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "error: %s\n", error.what());
+    std::cerr << "error: " << error.what() << "\n";
     return 1;
   }
 }

@@ -70,7 +70,7 @@ demo: system ## calibrate SmolLM2 on real text and show the result; TEXT=FILE ta
 	@"$(BIN)/python" examples/smollm2_demo.py $(if $(TEXT),--text "$(TEXT)") $(DEMO_ARGS)
 
 ##@ Development
-.PHONY: build test readers fuzz check lint asan tsan valgrind docs docs-update bench format
+.PHONY: build test readers fuzz check lint asan tsan valgrind coverage mutation docs docs-update bench format
 build: cpp package ## build the C++ library, its tests and the Python package
 
 test: system ## run the C++ tests (ctest), then the Python tests (pytest)
@@ -119,12 +119,43 @@ asan: system ## build the C++ tests with ASan and UBSan and run them
 tsan: system ## build the C++ tests of threads with ThreadSanitizer and run them
 	$(venv) build
 	@scripts/thread_sanitized_tbb.sh build/tsan-tbb "$(BIN)/cmake" "$(BIN)/ninja" $(JOBS)
-	@$(configure) -B build/tsan -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1" -DAMCT_SANITIZE=thread \
+	@$(configure) -B build/tsan -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1" -DAMCT_SANITIZE=thread -DAMCT_TESTS=threads \
 	  -DAMCT_BUILD_CLI=OFF -DAMCT_BUILD_SHARED=OFF -DAMCT_BUILD_EXAMPLES=OFF
 	@"$(BIN)/cmake" --build build/tsan -j$(JOBS) --target amct_tests
 	@echo "== C++ tests, TSan"
 	@LD_LIBRARY_PATH=$(CURDIR)/build/tsan-tbb/installed/lib TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1 \
 	  "$(BIN)/ctest" --test-dir build/tsan -R amct_tests $(ctest_args) | $(without_passed)
+
+# At least so many percent of the lines of the library (without the command) are run by its tests.
+COVERED := 95
+coverage: system ## which lines and branches the C++ tests run: build/coverage/report/index.html
+	$(venv) build coverage
+	@$(configure) -B build/coverage -DCMAKE_BUILD_TYPE=Debug -DAMCT_BUILD_SHARED=OFF -DAMCT_BUILD_EXAMPLES=OFF \
+	  -DCMAKE_CXX_FLAGS_DEBUG="-O0 -g0 --coverage -fprofile-update=atomic"
+	@"$(BIN)/cmake" --build build/coverage -j$(JOBS)
+	@find build/coverage -name '*.gcda' -delete
+	@echo "== C++ tests, coverage"
+	@for shard in $$(seq 0 $$(($(JOBS) - 1))); do echo "$$shard"; done | xargs -P $(JOBS) -I{} env \
+	  GTEST_TOTAL_SHARDS=$(JOBS) GTEST_SHARD_INDEX={} build/coverage/tests/cpp/amct_tests --gtest_brief=1
+	@"$(BIN)/ctest" --test-dir build/coverage -R '^c_api$$' $(ctest_args) | $(without_passed)
+	@mkdir -p build/coverage/report
+	@"$(BIN)/gcovr" --root . --filter src/ --filter include/ --exclude src/cli/ -j $(JOBS) \
+	  --exclude-throw-branches --exclude-unreachable-branches --merge-mode-functions=merge-use-line-min \
+	  --html-details build/coverage/report/index.html --json-summary build/coverage/report/summary.json \
+	  --txt --print-summary --fail-under-line $(COVERED) build/coverage
+
+# universalmutator wants packages that nothing else should see.
+MUTATION_VENV ?= .venv-mutation
+MUTATION_SOURCES ?= $(wildcard src/search/*.cc)
+MUTATION_ARGS ?=
+mutation: system ## change lines of the searches; does a test fail? MUTATION_ARGS='--mutants 100 --seed 2'
+	$(venv) build
+	@scripts/venv.sh "$(MUTATION_VENV)" "$(PYTHON)" mutation
+	@$(configure) -B build/mutation -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS_RELEASE="-O1 -g0" -DAMCT_TESTS=search \
+	  -DAMCT_BUILD_CLI=OFF -DAMCT_BUILD_SHARED=OFF -DAMCT_BUILD_EXAMPLES=OFF
+	@"$(BIN)/cmake" --build build/mutation -j$(JOBS) --target amct_tests
+	@"$(MUTATION_VENV)/bin/python" scripts/mutation.py $(MUTATION_SOURCES) --build build/mutation --ninja "$(BIN)/ninja" \
+	  --jobs $(JOBS) --json build/mutation/outcomes.json $(MUTATION_ARGS)
 
 # Memory that was never written, which the sanitizers do not see, in the optimized library as it is shipped.
 valgrind: system ## run C++ tests of the optimized library under Valgrind's memcheck
@@ -208,7 +239,7 @@ clean: ## remove what was built
 	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 distclean: clean ## remove the virtual environments, too
-	rm -rf "$(VENV)" "$(PEERS_VENV)"
+	rm -rf "$(VENV)" "$(PEERS_VENV)" "$(MUTATION_VENV)"
 
 # The steps of the targets above.
 .PHONY: system cpp package lint-format lint-ruff lint-mypy lint-tidy tidy-files

@@ -56,12 +56,13 @@ pins_of() {
 }
 
 # All pins bind every installation, so that no group moves what another one pinned. The peers of the benchmarks
-# want other versions than ours: their group pins all of them itself, for a folder that holds nothing else.
+# and the tool of mutation testing want other versions than ours: their groups pin all of them themselves, for folders
+# that hold nothing else.
 constraints=$venv/.constraints.txt
-if [[ $* == bench-peers ]]; then
-  pins_of bench-peers >"$constraints"
+if [[ $* == bench-peers || $* == mutation ]]; then
+  pins_of "$1" >"$constraints"
 else
-  cat "$root"/requirements/{build,runtime,demo,report,test,lint,bench,docs}.txt |
+  cat "$root"/requirements/{build,runtime,demo,report,test,lint,coverage,bench,docs}.txt |
     sed -e 's/[[:space:]]*#.*//' -e '/^$/d' -e '/^-r /d' | sort -u >"$constraints"
   if [[ -f $root/requirements/constraints.txt ]]; then
     sed -e 's/[[:space:]]*#.*//' -e '/^$/d' "$root/requirements/constraints.txt" >>"$constraints"

@@ -42,6 +42,24 @@ void merge_counts(const std::vector<std::string>& inputs, const std::string& out
   amct::merge_counts(inputs, output);
 }
 
+/// Of a layer: its channels, those of a head (0: not known), and its slice of a fused projection.
+using Whole = std::tuple<std::int64_t, std::int64_t,
+                         std::optional<std::tuple<std::int64_t, std::int64_t, std::int64_t>>>;
+
+void join_counts(const std::vector<std::string>& inputs, const std::string& output,
+                 const std::map<std::string, Whole>& whole) {
+  std::map<std::string, amct::WholeLayer> known;
+  for (const auto& [name, layer] : whole) {
+    const auto& [channels, head_channels, slice] = layer;
+    amct::WholeLayer& added = known[name];
+    added = {.channels = channels, .head_channels = head_channels, .slice = {}};
+    if (!slice) continue;
+    const auto& [begin, end, groups] = *slice;
+    added.slice = amct::ChannelSlice{.begin = begin, .end = end, .groups = groups};
+  }
+  amct::join_counts(inputs, output, known);
+}
+
 amct::Session operator_session(const nb::dict& params, const std::string& record_file,
                                std::size_t memory_budget) {
   return {amct::parse_operator_params(settings_of(params), amct::algorithm_catalog()),
@@ -343,6 +361,8 @@ void bind_session(nb::module_& module) {
       "Search the factors of every layer of a counts file, with some settings replaced.");
   module.def("merge_counts", &merge_counts, nb::call_guard<nb::gil_scoped_release>(), "inputs"_a,
              "output"_a, "Write the sum of counts files.");
+  module.def("join_counts", &join_counts, nb::call_guard<nb::gil_scoped_release>(), "inputs"_a,
+             "output"_a, "whole"_a, "Write counts files of shards as one of whole layers.");
   bind_analysis(module);
   module.def(
       "write_record",

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "session/block_file.h"
+#include "session/same_observation.h"
 #include "value_counts.pb.h"
 
 namespace amct {
@@ -128,25 +129,21 @@ std::vector<LayerResult> solve_counts(
   return sorted;
 }
 
-namespace {
-
-/// Throws unless counts of both may be added.
-void check_same_observation(const LayerConfig& a, const LayerConfig& b, const std::string& path) {
+void check_same_observation(const LayerConfig& a, const LayerConfig& b, const std::string& source,
+                            bool are_shards) {
   const auto differ = [&](const char* setting) {
-    throw ValueError(path + ": layer '" + a.name + "' was observed with another " + setting +
+    throw ValueError(source + ": layer '" + a.name + "' was observed with another " + setting +
                      " than in the files before; counts of one way of observing can be merged");
   };
   if (a.granularity != b.granularity) differ("granularity");
-  if (a.head_num != b.head_num) differ("head_num");
+  if (!are_shards && a.head_num != b.head_num) differ("head_num");
   if (a.tap != b.tap) differ("tap");
   if (a.role != b.role) differ("role");
-  if (a.slice != b.slice) differ("slice");
+  if (!are_shards && a.slice != b.slice) differ("slice");
   if (a.max_position != b.max_position) differ("max_position");
   if (a.sink_tokens != b.sink_tokens) differ("sink_tokens");
   if (a.query_weighted != b.query_weighted) differ("query_weighted");
 }
-
-}  // namespace
 
 void merge_counts(std::span<const std::string> inputs, const std::string& output) {
   std::vector<LayerCounts> layers;

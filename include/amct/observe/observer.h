@@ -89,6 +89,20 @@ class Observer {
   /// StateError where the granularity, range_only or the number of channels differs.
   void merge(const Observer& other);
 
+  /// One observer of a tensor whose channels several observers saw in parts: groups stand side by
+  /// side in the order of the shards (per tensor their values are added up), and rows and batches
+  /// are those of one shard, since all saw the same tokens. It holds what one observer of the whole
+  /// tensor would, sketches included; the first shard's sample_bytes bound it. Throws ValueError
+  /// without shards; StateError where they were observed in different ways, saw other numbers of
+  /// batches or rows, or have heads of another width.
+  static Observer side_by_side(std::span<const Observer> shards);
+  /// Adds the weights of another observer's channels, and nothing else: of one that saw the same
+  /// keys beside other queries. Throws as add_channel_weights does, and StateError where one of the
+  /// two has weights and the other has none.
+  void take_weights_of(const Observer& copy);
+  /// Whether both saw the same values in as many batches, whatever the weights and the order.
+  bool same_values(const Observer& other) const;
+
   /// Everything the observer holds, as bytes of an ObserverState (value_counts.proto).
   std::string serialize() const;
   /// The observer that was serialized: it goes on as that one would have, to the same bits. Throws
@@ -122,6 +136,7 @@ class Observer {
  private:
   struct [[gnu::visibility("hidden")]] State;
   struct [[gnu::visibility("hidden")]] Bytes;
+  struct [[gnu::visibility("hidden")]] Shards;
   std::unique_ptr<State> state_;
 };
 

@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -88,6 +89,30 @@ std::vector<LayerResult> solve_counts(
 /// slice, granularity, heads, max_position, sink_tokens, query_weighted) and StateError as
 /// Observer::merge does.
 void merge_counts(std::span<const std::string> inputs, const std::string& output);
+
+/// A layer of a model whose parts several processes have (tensor parallelism). 0: not known.
+struct WholeLayer {
+  std::int64_t channels = 0;          ///< channels of the whole layer
+  std::int64_t head_channels = 0;     ///< channels of a head
+  std::optional<ChannelSlice> slice;  ///< where it lies in the whole fused projection
+};
+
+/// Writes counts files of processes that saw the same tokens, each its channels of every layer, as
+/// one of a process that has whole layers: per channel and per head what they saw stands side by
+/// side in the order of the inputs, per tensor it is added up, and batches and rows are those of
+/// one. Reads layer by layer, and holds those of all inputs of one at a time.
+///
+/// Where all inputs together have a multiple of a layer's channels, neighbouring ones are copies of
+/// each other, as processes are that share a head: they must have seen the same values, which count
+/// once, and the weights of their channels are added, since each has other queries. Of layers that
+/// are not among `whole` all inputs stand side by side.
+///
+/// Throws as CountsReader and CountsWriter do; ValueError without inputs, where they have other
+/// layers or observed one in different ways, where channels make no whole layer or heads are not
+/// those of the model, and where copies saw different values; StateError as Observer::side_by_side
+/// does. The layer is named.
+void join_counts(std::span<const std::string> inputs, const std::string& output,
+                 const std::map<std::string, WholeLayer>& whole = {});
 
 }  // namespace amct
 #pragma GCC visibility pop

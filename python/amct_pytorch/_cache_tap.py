@@ -18,6 +18,7 @@ from amct_pytorch._padding import Padding
 from amct_pytorch._place import Place
 from amct_pytorch._queries import QueryWatch, squares_of
 from amct_pytorch._rotary import Layout, RotaryCall, RotaryCalls, find_layout
+from amct_pytorch._shards import local_heads, local_part
 from amct_pytorch._tap import Owner, Tap
 
 # The taps that observe, for observe_cache().
@@ -168,6 +169,7 @@ class CacheTap(Tap):
                 f"layer '{place.name}': what goes into the cache must be a tensor of 4 dimensions "
                 f"(batch, heads, tokens, head_dim), not {shape}"
             )
+        states = local_heads(place.name, states)
         copies = copies_of_heads(states, place.name, stored_channels(self._places[place], place.slice))
         keys = states[:, ::copies].transpose(1, 2)
         rows = self._padding.rows_of(place, keys)
@@ -187,6 +189,7 @@ class CacheTap(Tap):
         if waiting is None or is_recomputing() or waiting.place.name not in self._names:
             return
         place, keys, rows = waiting
+        query_states = local_heads(place.name, query_states)
         batch, tokens, heads, head_dim = keys.shape
         if query_states.dim() != 4 or (
             query_states.shape[0],
@@ -305,6 +308,7 @@ class CacheTap(Tap):
     def _note_before(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         if self._layout is not None or not isinstance(output, torch.Tensor):
             return
+        output = local_part(self.attention_name, output)
         for place, projection in self._places.items():
             if place.role == "key" and module is projection and place.slice is not None:
                 output = place.slice.of(output)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,12 @@ import torch.distributed as dist
 from amct_pytorch import _core
 from amct_pytorch._core import LayerResult
 from amct_pytorch._log import logger
+from amct_pytorch.discovery import find_kv_layers
 
 # More batches than anybody shows: no process may finish a layer by itself.
 _NO_END = 2**32 - 1
+# Channels of a layer and of a head (0: not known), and its slice of a fused projection.
+Whole = tuple[int, int, tuple[int, int, int] | None]
 # Bytes in one message.
 _PIECE = 1 << 28
 
@@ -29,6 +32,14 @@ class Processes:
     ----------
     group : torch.distributed.ProcessGroup
         A group that this process is of.
+
+    Attributes
+    ----------
+    rank, size : int
+        In the group.
+    team : list of int
+        The ranks that share the layers of this one, in the order of their shards; itself alone unless
+        `share_layers` says otherwise.
     """
 
     def __init__(self, group: Any) -> None:
@@ -41,6 +52,42 @@ class Processes:
         on_host = any(name in dist.get_backend(group) for name in ("gloo", "mpi"))
         device = None if on_host else torch.accelerator.current_accelerator()
         self._device = torch.device("cpu") if device is None else device
+        self.team = [self.rank]
+        self._leaders = list(range(self.size))  # the first rank of each team
+
+    def share_layers(self, tensor_parallel_group: Any) -> None:
+        """Say which processes have shards of the same layers; all of them must call it.
+
+        Parameters
+        ----------
+        tensor_parallel_group : torch.distributed.ProcessGroup or None
+            Those of this process; None: it has its layers whole.
+
+        Raises
+        ------
+        ValueError
+            The group has processes that the other group has not, or not for all of them the same ones.
+        """
+        with self.together():
+            if tensor_parallel_group is not None:
+                self.team = self._ranks_of(tensor_parallel_group)
+        teams = self.tell_all(self.team)
+        for rank, team in enumerate(teams):
+            if rank not in team or any(teams[other] != team for other in team):
+                raise ValueError(
+                    f"tensor_parallel_group: rank {rank} says that ranks {team} share layers, and others of "
+                    "them do not; give all of them one group"
+                )
+        self._leaders = sorted({min(team) for team in teams})
+
+    def _ranks_of(self, subgroup: Any) -> list[int]:
+        if dist.get_rank(subgroup) < 0:
+            raise ValueError("this process is not of the tensor_parallel_group")
+        ranks = {other: rank for rank, other in enumerate(dist.get_process_group_ranks(self._group))}
+        members = dist.get_process_group_ranks(subgroup)
+        if outside := [member for member in members if member not in ranks]:
+            raise ValueError(f"processes {outside} of the tensor_parallel_group are not of the process_group")
+        return [ranks[member] for member in members]
 
     def tell_all(self, what: Any) -> list[Any]:
         """What each process tells (what JSON can say), in the order of ranks; all of them must call it.
@@ -77,24 +124,38 @@ class Processes:
             raise RuntimeError(f"another process failed, so there is no record: {'; '.join(failed)}")
 
     def send(self, path: Path, to: int) -> None:
-        """Send a file to another rank."""
-        content = bytearray(path.read_bytes())
-        self._send(torch.tensor([len(content)], dtype=torch.int64), to)
-        whole = torch.frombuffer(content, dtype=torch.uint8)
-        for begin in range(0, len(whole), _PIECE):
-            self._send(whole[begin : begin + _PIECE], to)
+        """Send a file to another rank; something also where it cannot be read, since that one waits."""
+        error: Exception | None = None
+        size, piece = 0, bytearray()
+        try:
+            size = path.stat().st_size
+            piece = bytearray(min(_PIECE, size))
+        except (OSError, MemoryError) as cause:
+            error, size = cause, 0
+        self._send(torch.tensor([size], dtype=torch.int64), to)
+        for begin in range(0, size, _PIECE):
+            part = memoryview(piece)[: size - begin]
+            try:
+                with path.open("rb") as file:
+                    file.seek(begin)
+                    file.readinto(part)
+            except OSError as cause:
+                error = cause
+            self._send(torch.frombuffer(part, dtype=torch.uint8), to)
+        if error is not None:
+            raise error
 
     def receive(self, path: Path, source: int) -> None:
         """Receive a file of another rank; all of it, also where it cannot be written."""
         size = int(self._receive(1, torch.int64, source))
         error: OSError | None = None
-        with path.open("wb") as file:
-            for begin in range(0, size, _PIECE):
-                piece = self._receive(min(_PIECE, size - begin), torch.uint8, source)
-                try:
-                    file.write(piece.numpy().tobytes())
-                except OSError as cause:
-                    error = cause
+        for begin in range(0, size, _PIECE):
+            piece = self._receive(min(_PIECE, size - begin), torch.uint8, source)
+            try:
+                with path.open("ab" if begin else "wb") as file:
+                    file.write(piece.numpy())
+            except OSError as cause:
+                error = cause
         if error is not None:
             raise error
 
@@ -106,31 +167,86 @@ class Processes:
         dist.recv(x, group=self._group, group_src=source)
         return x.cpu()
 
-    def merge(self, counts: Path) -> None:
-        """Add up the counts files of all ranks into that of rank 0, in pairs.
+    def merge(self, counts: Path, whole: Mapping[str, Whole]) -> None:
+        """Add up the counts files of all ranks into that of rank 0.
 
-        A process holds the counts of two at a time, and there are as many steps as the number of ranks has
-        binary digits. Where one cannot add up, it goes on with what it has, so that nobody waits for it in
-        vain, and all raise at the end.
+        Shards are put side by side first, at the first rank that shares them; then the first ranks add up in
+        pairs. A process holds the counts of two at a time, or one layer of all shards, and there are as many
+        steps as the number of first ranks has binary digits. Where one cannot, it goes on with what it has,
+        so that nobody waits for it in vain, and all raise at the end.
+
+        Parameters
+        ----------
+        counts : Path
+            The file of this rank.
+        whole : dict
+            By name, what is known of the layers that are shared; see `whole_layers`.
         """
-        error: Exception | None = None
-        step = 1
-        while step < self.size:
-            if self.rank % (2 * step) == step:
-                self.send(counts, self.rank - step)
-                break
-            if self.rank + step < self.size:
-                other = counts.with_suffix(f".{step}")
-                try:
-                    self.receive(other, self.rank + step)
-                    _core.merge_counts([str(counts), str(other)], str(counts))
-                    other.unlink()
-                except (OSError, RuntimeError, ValueError) as cause:
-                    error = cause
-            step *= 2
+        errors: list[Exception] = []
+        self._join(counts, whole, errors)
+        if self.rank in self._leaders:
+            self._add_up(counts, errors)
         with self.together():
-            if error is not None:
-                raise error
+            if errors:
+                raise errors[0]
+
+    def _join(self, counts: Path, whole: Mapping[str, Whole], errors: list[Exception]) -> None:
+        """Put the shards of a team side by side at its first rank."""
+        leader = min(self.team)
+        if len(self.team) == 1:
+            return
+        if self.rank != leader:
+            with _noting(errors):
+                self.send(counts, leader)
+            return
+        shards = [counts if rank == leader else counts.with_suffix(f".shard{rank}") for rank in self.team]
+        for rank, shard in zip(self.team, shards, strict=True):
+            if rank != leader:
+                with _noting(errors):
+                    self.receive(shard, rank)
+        with _noting(errors):
+            _core.join_counts([str(shard) for shard in shards], str(counts), whole)
+        for shard in shards:
+            if shard != counts:
+                shard.unlink(missing_ok=True)
+
+    def _add_up(self, counts: Path, errors: list[Exception]) -> None:
+        """Add up the files of the first ranks, in pairs."""
+        me, size = self._leaders.index(self.rank), len(self._leaders)
+        step = 1
+        while step < size:
+            if me % (2 * step) == step:
+                with _noting(errors):
+                    self.send(counts, self._leaders[me - step])
+                return
+            if me + step < size:
+                other = counts.with_suffix(f".{step}")
+                with _noting(errors):
+                    self.receive(other, self._leaders[me + step])
+                    _core.merge_counts([str(counts), str(other)], str(counts))
+                other.unlink(missing_ok=True)
+            step *= 2
+
+
+@contextlib.contextmanager
+def _noting(errors: list[Exception]) -> Iterator[None]:
+    """Go on after an error, which is kept."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, MemoryError) as error:
+        errors.append(error)
+
+
+def whole_layers(model: torch.nn.Module) -> dict[str, Whole]:
+    """What a model says of its key and value layers as they are in all processes that share them."""
+    return {
+        layer.name: (
+            (layer.total_heads or 0) * (layer.head_dim or 0),
+            layer.head_dim or 0,
+            None if layer.total_slice is None else tuple(layer.total_slice),
+        )
+        for layer in find_kv_layers(model)
+    }
 
 
 def endless_config(config_file: str, folder: Path) -> str:
@@ -145,6 +261,7 @@ def add_up(
     processes: Processes,
     session: _core.Session,
     names: list[str],
+    whole: Mapping[str, Whole],
     record_file: str,
     counts_file: str | None,
 ) -> list[LayerResult]:
@@ -157,7 +274,9 @@ def add_up(
     session : Session
         What this one saw.
     names : list of str
-        The layers of its configuration.
+        The layers of all configurations, those of the first ranks first; some several times.
+    whole : dict
+        What is known of the layers that are shared.
     record_file, counts_file : str
         What rank 0 writes.
 
@@ -175,12 +294,11 @@ def add_up(
         counts = Path(folder) / "seen.counts"
         with processes.together():
             session.save_counts(str(counts))
-        told = processes.tell_all(names)
-        processes.merge(counts)
+        processes.merge(counts, whole)
         results: list[LayerResult] = []
         with processes.together():
             if processes.rank == 0:
-                results = _solved(counts, [name for names in told for name in names], record_file)
+                results = _solved(counts, names, record_file)
                 if counts_file is not None:
                     _core.merge_counts([str(counts)], counts_file)
         return results

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 
-from amct_pytorch._projection import ChannelSlice, out_features
-
-# What attention modules and configurations call their numbers of heads.
-_QUERY_HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "num_attention_heads_per_partition")
-_KV_HEADS = (
-    "num_multi_query_groups_per_partition",
-    "num_key_value_heads",
-    "num_kv_heads",
-    "kv_heads",
-    "kv_n_heads",
-)
+from amct_pytorch._heads import head_dim_of, kv_heads, query_heads
+from amct_pytorch._projection import ChannelSlice, out_features, total_features
 
 
 @dataclass(frozen=True)
@@ -38,6 +28,8 @@ class FusedPair:
     value: ChannelSlice
     heads: int
     head_dim: int
+    # Of all processes that share the projection: None where this one has it by itself, for all that it says.
+    total: FusedPair | None = None
 
 
 Layout = Callable[[torch.nn.Module, Heads], tuple[ChannelSlice, ChannelSlice]]
@@ -111,29 +103,57 @@ def fused_pair(
     fused : FusedProjection
         What it is called.
     projection : torch.nn.Module
-        The projection.
+        The projection, or the part of it that this process has.
     """
-    channels = out_features(projection)
-    query = _number_of(attention, _QUERY_HEADS)
-    if channels is None or query is None or type(attention).__name__ in _OTHERS:
+    channels, total = out_features(projection), total_features(projection)
+    query = query_heads(attention)
+    if channels is None or total is None or query is None or type(attention).__name__ in _OTHERS:
         return None
     if getattr(attention, "is_cross_attention", False):
         query, kv = 0, query  # queries have a projection of their own
     else:
-        kv = _number_of(attention, _KV_HEADS) or query
-    head_dim, rest = divmod(channels, query + 2 * kv)
-    if rest != 0 or head_dim == 0 or query % kv != 0:
+        kv = kv_heads(attention) or query
+    if query % kv != 0:
         return None
-    key, value = fused.layout(attention, Heads(query, kv, head_dim))
+    all_heads = query + 2 * kv
+    head_dim = head_dim_of(attention) if total == channels else total // all_heads
+    if head_dim is not None and head_dim * all_heads != channels:
+        for share in range(2, max(query, kv) + 1):
+            own = _shared(Heads(query, kv, head_dim), share)
+            if own is not None and (own.query + 2 * own.kv) * head_dim == channels:
+                return _shared_pair(attention, fused.layout, Heads(query, kv, head_dim), own, share)
+    head_dim, rest = divmod(channels, all_heads)
+    if rest != 0 or head_dim == 0:
+        return None
+    return _pair(attention, fused.layout, Heads(query, kv, head_dim), channels)
+
+
+def _pair(attention: torch.nn.Module, layout: Layout, heads: Heads, channels: int) -> FusedPair | None:
+    key, value = layout(attention, heads)
     if not (key.fits(channels) and value.fits(channels)):
         return None
-    return FusedPair(key, value, kv, head_dim)
+    return FusedPair(key, value, heads.kv, heads.head_dim)
 
 
-def _number_of(attention: Any, names: tuple[str, ...]) -> int | None:
-    for owner in (attention, getattr(attention, "config", None)):
-        for name in names:
-            number = getattr(owner, name, None)
-            if isinstance(number, int) and not isinstance(number, bool) and number > 0:
-                return number
-    return None
+def _shared(heads: Heads, share: int) -> Heads | None:
+    """The heads of one of so many processes; None where they cannot be shared by so many.
+
+    Heads of keys may be fewer than processes: neighbouring ones then have the same.
+    """
+    if heads.query % share != 0 or (heads.kv % share != 0 and share % heads.kv != 0):
+        return None
+    return Heads(heads.query // share, max(1, heads.kv // share), heads.head_dim)
+
+
+def _shared_pair(
+    attention: torch.nn.Module, layout: Layout, heads: Heads, own: Heads, share: int
+) -> FusedPair | None:
+    """The pair of a process that has one of `share` shares."""
+    total = _pair(attention, layout, heads, (heads.query + 2 * heads.kv) * heads.head_dim)
+    if total is None:
+        return None
+    if total.key.groups > 1 and total.key.groups % share == 0:  # so many groups, each as it was
+        key, value = (part._replace(groups=part.groups // share) for part in (total.key, total.value))
+        return FusedPair(key, value, own.kv, own.head_dim, total)
+    pair = _pair(attention, layout, own, (own.query + 2 * own.kv) * own.head_dim)
+    return None if pair is None else replace(pair, total=total)

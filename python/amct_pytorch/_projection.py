@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import torch
 
+from amct_pytorch._shards import own_features
+
 # What modules call the number of channels they put out: nn.Linear and all that follow it (torchao,
 # bitsandbytes, AWQ, LoRA wrappers), Conv1D of transformers, nn.Conv1d, GPTQ.
 _OUT_FEATURES = ("out_features", "nf", "out_channels", "outfeatures")
@@ -27,7 +29,12 @@ def is_projection(module: torch.nn.Module) -> bool:
 
 
 def out_features(module: torch.nn.Module) -> int | None:
-    """The number of channels a projection puts out, or None where it does not say."""
+    """The number of channels a projection puts out in this process, or None where it does not say."""
+    return own_features(module, total_features(module))
+
+
+def total_features(module: torch.nn.Module) -> int | None:
+    """The number of channels a projection says it has, those of other processes included."""
     return _first_int(module, _OUT_FEATURES)
 
 

@@ -15,6 +15,7 @@ from amct_pytorch._observe import observe
 from amct_pytorch._padding import Padding
 from amct_pytorch._place import Place
 from amct_pytorch._projection import channels_last
+from amct_pytorch._shards import local_part
 
 # Where a module keeps its taps. They live in __dict__ beside the hook, so that neither the module's
 # class nor its parameters, children or state_dict change.
@@ -29,6 +30,9 @@ class Owner(Protocol):
 
     def release(self) -> None:
         """Told when the tap is taken off before that."""
+
+    def keeps(self, error: Exception) -> bool:
+        """Whether an error of a layer is to be raised later, at the end of the run."""
 
 
 class Tap:
@@ -67,9 +71,10 @@ class Tap:
         finished = False
         try:
             finished = self._observe(self._layers, name, x)
-        except Exception:
+        except Exception as error:
             finished = self._layers.session.finished(name)  # then only its record could not be written
-            raise
+            if not self._owner.keeps(error):
+                raise
         finally:
             if finished:
                 self._names.discard(name)
@@ -114,6 +119,7 @@ class LinearTap(Tap):
 
     def __call__(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         if isinstance(output, torch.Tensor):
+            output = local_part(self._place.name, output)
             tokens = output.numel()
             output = channels_last(module, output)
             if self._place.slice is not None:

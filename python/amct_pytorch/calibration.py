@@ -263,10 +263,11 @@ def create_quant_cali_model(
         )
     config = _core.read_config(config_path)
     places = places_of(config)
+    found = find_kv_layers(model)
     for place in places:
         _check_place(place, model, config_path)
     parts = [place for place in places if place.slice]
-    layers = _layers_of(model, [*find_kv_layers(model), *parts])
+    layers = _layers_of(model, [*found, *parts])
     _core.check_layers(config.layer_names, layers, config_path)
     _core.check_output_path(record_path)
     if os.path.realpath(config_path) == os.path.realpath(record_path):
@@ -301,6 +302,7 @@ def calibrate(
     snapshot_data: str | None = None,
     resume: bool = False,
     process_group: Any = None,
+    tensor_parallel_group: Any = None,
 ) -> Iterator[CalibrationRun]:
     """Calibrate a model while a context lasts, and leave it as it was.
 
@@ -322,6 +324,13 @@ def calibrate(
         `counts_file`. Data may be spread over them (each has all layers), and layers (pipeline parallelism).
         The record has the same bits as that of one process that saw all batches. Where one of them fails,
         all raise.
+    tensor_parallel_group : torch.distributed.ProcessGroup, optional
+        The processes of `process_group`, this one among them, that share the layers of this one: they were
+        shown the same batches, and each has some heads of every layer, in the order of their ranks. What they
+        saw is put side by side, as one process with the whole model would have seen it. Heads that several of
+        them have count once; which ones these are follows from the model's numbers (`KVLayer.total_heads`),
+        and of layers without such numbers each process is taken to have channels of its own. Without a
+        `process_group` it is that, too.
 
     Yields
     ------
@@ -343,8 +352,9 @@ def calibrate(
         "snapshot_data": snapshot_data,
         "resume": resume,
     }
-    if process_group is not None:
-        with _together(model, config_file, record_file, counts_file, process_group, options) as run:
+    if process_group is not None or tensor_parallel_group is not None:
+        groups = tensor_parallel_group if process_group is None else process_group, tensor_parallel_group
+        with _together(model, config_file, record_file, counts_file, groups, options) as run:
             yield run
         return
     create_quant_cali_model(config_file, record_file, model, counts_file=counts_file, **options)
@@ -369,34 +379,49 @@ def _together(
     config_file: str,
     record_file: str,
     counts_file: str | None,
-    process_group: Any,
+    groups: tuple[Any, Any],
     options: dict[str, Any],
 ) -> Iterator[CalibrationRun]:
-    """Calibrate with the other processes of a group."""
+    """Calibrate with the other processes of a group, some of which may share layers with this one."""
     from amct_pytorch import _distributed
 
-    processes = _distributed.Processes(process_group)
-    config_path = require_path("config_file", config_file)
-    record_path = require_path("record_file", record_file)
-    counts_path = None if counts_file is None else require_path("counts_file", counts_file)
-    if options["snapshot_file"] is not None:
-        snapshot = require_path("snapshot_file", options["snapshot_file"])
-        options["snapshot_file"] = _distributed.of_rank(snapshot, processes.rank)
+    processes = _distributed.Processes(groups[0])
+    processes.share_layers(groups[1])
     with tempfile.TemporaryDirectory() as folder:
+        own: list[str] = []
         with processes.together():
+            config_path = require_path("config_file", config_file)
+            record_path = require_path("record_file", record_file)
+            counts_path = None if counts_file is None else require_path("counts_file", counts_file)
+            if options["snapshot_file"] is not None:
+                snapshot = require_path("snapshot_file", options["snapshot_file"])
+                options["snapshot_file"] = _distributed.of_rank(snapshot, processes.rank)
+            budget = require_memory_budget(options["memory_budget"])
             _core.check_output_path(record_path)
-            names = _core.read_config(config_path).layer_names
+            own = _core.read_config(config_path).layer_names
             endless = _distributed.endless_config(config_path, Path(folder))
+        names = [name for names in processes.tell_all(own) for name in names]
+        # A layer's share is what it would be in a process that has all layers.
+        if counts_path is not None:  # so that values are kept where the search needs their range alone
+            options["counts_file"] = str(Path(folder) / "own.counts")
+        options["memory_budget"] = budget // max(1, len(set(names))) * len(own)
+        with processes.together():
             create_quant_cali_model(endless, str(Path(folder) / "record.txt"), model, **options)
+            whole = _distributed.whole_layers(model)
         run = calibration_run(model)
         run._at_release.detach()  # what it does not see others may
-        with processes.together():
-            try:
+        run._keeps_errors = shares_layers = len(processes.team) > 1
+        try:
+            # Processes that share layers may wait for each other within the model: one of them that fails
+            # there may not wait for the others here, who learn of it by its end.
+            with contextlib.nullcontext() if shares_layers else processes.together():
                 yield run
+            with processes.together():
                 run._layers.hand_over()
-            finally:
-                remove_quant_cali(model)
-    run._conclude(_distributed.add_up(processes, run._session, names, record_path, counts_path))
+                run._raise_kept()
+        finally:
+            remove_quant_cali(model)
+    run._conclude(_distributed.add_up(processes, run._session, names, whole, record_path, counts_path))
 
 
 def remove_quant_cali(model: torch.nn.Module) -> None:
@@ -454,6 +479,8 @@ class CalibrationRun(Recorder):
         self._open = {place.name for place, _ in layers}  # layers whose taps observe
         self._taps: list[weakref.ref[CacheTap]] = []
         self._results: list[_core.LayerResult] | None = None  # of all processes
+        self._keeps_errors = False
+        self._kept: Exception | None = None
         # Taps hold the run, so it is released, and reports, when the last of them goes.
         self._padding = Padding(model)
         self._rotary: RotaryCalls | None = None
@@ -500,6 +527,19 @@ class CalibrationRun(Recorder):
             self.release()
             if self._snapshots is not None and not self._session.unfinished():
                 self._snapshots.remove()  # the record was written
+
+    def keeps(self, error: Exception) -> bool:
+        """Told by a tap of an error: whether it is kept until the end, so that the forward goes on.
+
+        As it must where other processes wait for what it computes.
+        """
+        if self._keeps_errors and self._kept is None:
+            self._kept = error
+        return self._keeps_errors
+
+    def _raise_kept(self) -> None:
+        if self._kept is not None:
+            raise self._kept
 
     def release(self) -> None:
         """Leave the model alone from now on; taps are taken off one by one."""
@@ -570,8 +610,13 @@ class CalibrationRun(Recorder):
         if self._snapshots is None or not self._open or not self._snapshots.is_due(batches_done):
             return
         # Keys that wait to be turned are not in the session yet.
-        if not any(tap.is_waiting for ref in self._taps if (tap := ref()) is not None):
+        if any(tap.is_waiting for ref in self._taps if (tap := ref()) is not None):
+            return
+        try:
             self._snapshots.save(self._layers, batches_done)
+        except (OSError, RuntimeError) as error:
+            if not self.keeps(error):
+                raise
 
     def finish(self) -> None:
         """As of `Recorder`; a snapshot is removed then."""

@@ -10,7 +10,15 @@ import torch
 
 from amct_pytorch._cache_watch import LATENT_NORM
 from amct_pytorch._fused import FUSED_PROJECTIONS, fused_pair
-from amct_pytorch._projection import ChannelSlice, InAttention, is_projection, out_features
+from amct_pytorch._heads import head_dim_of, total_kv_heads
+from amct_pytorch._projection import (
+    ChannelSlice,
+    InAttention,
+    is_projection,
+    out_features,
+    total_features,
+)
+from amct_pytorch._shards import note_plan
 
 Role = Literal["key", "value"]
 
@@ -27,13 +35,17 @@ class KVLayer(InAttention):
     role : {'key', 'value'}
         What its output is.
     heads : int or None
-        Heads it has, where the model says how wide one is.
+        Heads it has in this process, where the model says how wide one is.
     head_dim : int or None
         Channels of a head.
     source : str
         What it was found from: the class of the attention module and the names of the projections in it.
     slice : ChannelSlice or None
         Which channels of a fused projection it is.
+    total_heads : int or None
+        Heads that it has in all processes that share the model (tensor parallelism), where that is known.
+    total_slice : ChannelSlice or None
+        `slice` in a process that has all of the fused projection; None where it is `slice`, or not known.
     """
 
     name: str
@@ -42,6 +54,8 @@ class KVLayer(InAttention):
     head_dim: int | None = None
     source: str = ""
     slice: ChannelSlice | None = None
+    total_heads: int | None = None
+    total_slice: ChannelSlice | None = None
 
 
 @dataclass(frozen=True)
@@ -69,10 +83,6 @@ PROJECTION_PAIRS = (
 # Of multi-head latent attention this projection's rotary part is cached, and what LATENT_NORM puts out.
 LATENT_PROJECTION = "kv_a_proj_with_mqa"
 
-# Where attention modules and configurations of transformers keep the channels of a head.
-_HEAD_DIM_OF_MODULE = ("head_dim", "attention_head_size", "key_value_proj_dim")
-_HEAD_DIM_OF_CONFIG = ("head_dim", "d_kv")
-
 
 def find_kv_layers(model: torch.nn.Module, *, split_fused: bool = True) -> list[KVLayer]:
     """Find the key and value projections of a model by the names its attention modules give them.
@@ -94,12 +104,15 @@ def find_kv_layers(model: torch.nn.Module, *, split_fused: bool = True) -> list[
         In the order of the model's modules, the key before the value of each attention module. Empty
         where nothing is found.
     """
+    note_plan(model)
     uncached = _uncached_parts(model)
+    config = getattr(model, "config", None)
+    config = getattr(config, "get_text_config", lambda: config)()
     return [
         layer
         for name, module in model.named_modules()
         if not any(name == part or name.startswith(f"{part}.") for part in uncached)
-        for layer in _layers_of(name, module, split_fused)
+        for layer in _layers_of(name, module, config, split_fused)
     ]
 
 
@@ -115,8 +128,8 @@ def find_state_layers(model: torch.nn.Module) -> list[str]:
     ]
 
 
-def _layers_of(name: str, module: torch.nn.Module, split_fused: bool) -> Iterator[KVLayer]:
-    """The projections that `module`, called `name`, holds as its own children."""
+def _layers_of(name: str, module: torch.nn.Module, config: Any, split_fused: bool) -> Iterator[KVLayer]:
+    """The projections that `module`, called `name`, holds as its own children; `config`: the model's."""
     children = dict(module.named_children())
     prefix = f"{name}." if name else ""
     for pair in PROJECTION_PAIRS:
@@ -125,9 +138,10 @@ def _layers_of(name: str, module: torch.nn.Module, split_fused: bool) -> Iterato
             continue
         if is_projection(key) and is_projection(value):
             source = f"{type(module).__name__} ({pair.key}, {pair.value})"
-            head_dim = _head_dim(module)
-            yield KVLayer(prefix + pair.key, "key", *_heads(key, head_dim), source)
-            yield KVLayer(prefix + pair.value, "value", *_heads(value, head_dim), source)
+            heads, head_dim, total = _heads(module, key, config)
+            yield KVLayer(prefix + pair.key, "key", heads, head_dim, source, total_heads=total)
+            heads, head_dim, total = _heads(module, value, config)
+            yield KVLayer(prefix + pair.value, "value", heads, head_dim, source, total_heads=total)
     yield from _latent_layers(prefix, module)
     for fused in FUSED_PROJECTIONS:
         projection = children.get(fused.name)
@@ -140,8 +154,12 @@ def _layers_of(name: str, module: torch.nn.Module, split_fused: bool) -> Iterato
         if not split_fused:
             yield KVLayer(path, "key", source=source)
             continue
-        yield KVLayer(f"{path}.key", "key", found.heads, found.head_dim, source, found.key)
-        yield KVLayer(f"{path}.value", "value", found.heads, found.head_dim, source, found.value)
+        total = found.total
+        of_all = total_kv_heads(module, config, found.heads) if total is None else total.heads
+        in_all = (None, None) if total is None else (total.key, total.value)
+        sizes = found.heads, found.head_dim, source
+        yield KVLayer(f"{path}.key", "key", *sizes, found.key, of_all, in_all[0])
+        yield KVLayer(f"{path}.value", "value", *sizes, found.value, of_all, in_all[1])
 
 
 def _latent_layers(prefix: str, attention: torch.nn.Module) -> Iterator[KVLayer]:
@@ -159,30 +177,21 @@ def _latent_layers(prefix: str, attention: torch.nn.Module) -> Iterator[KVLayer]
         return
     source = f"{type(attention).__name__} ({LATENT_PROJECTION}, {LATENT_NORM})"
     rotary = ChannelSlice(rank, channels)
-    yield KVLayer(f"{prefix}{LATENT_PROJECTION}.key", "key", 1, rotary.channels, source, rotary)
-    yield KVLayer(f"{prefix}{LATENT_NORM}", "value", 1, rank, source)
+    yield KVLayer(f"{prefix}{LATENT_PROJECTION}.key", "key", 1, rotary.channels, source, rotary, 1)
+    yield KVLayer(f"{prefix}{LATENT_NORM}", "value", 1, rank, source, total_heads=1)
 
 
-def _heads(projection: torch.nn.Module, head_dim: int | None) -> tuple[int | None, int | None]:
-    """(heads, head_dim) of a projection, or twice None where they do not fit its channels."""
-    channels = out_features(projection)
+def _heads(
+    attention: torch.nn.Module, projection: torch.nn.Module, config: Any
+) -> tuple[int | None, int | None, int | None]:
+    """(heads, head_dim, heads of all processes) of a projection; None where its channels do not fit."""
+    channels, head_dim = out_features(projection), head_dim_of(attention)
     if channels is None or head_dim is None or channels % head_dim != 0:
-        return None, None
-    return channels // head_dim, head_dim
-
-
-def _head_dim(attention: torch.nn.Module) -> int | None:
-    """The channels of a head, from the attention module or its configuration."""
-    config = getattr(attention, "config", None)
-    for owner, names in ((attention, _HEAD_DIM_OF_MODULE), (config, _HEAD_DIM_OF_CONFIG)):
-        for name in names:
-            value = getattr(owner, name, None)
-            if isinstance(value, int) and value > 0:
-                return value
-    hidden, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
-    if isinstance(hidden, int) and isinstance(heads, int) and heads > 0 and hidden % heads == 0:
-        return hidden // heads
-    return None
+        return None, None, None
+    heads, declared = channels // head_dim, total_features(projection) or 0
+    if declared > channels:  # it says itself of what it is a part
+        return heads, head_dim, declared // head_dim
+    return heads, head_dim, total_kv_heads(attention, config, heads)
 
 
 def _uncached_parts(model: torch.nn.Module) -> list[str]:

@@ -151,12 +151,13 @@ FAMILIES: dict[str, tuple[dict[str, Any], list[str], int]] = {
 }
 
 
-def tiny(family: str) -> torch.nn.Module:
-    """A small model of a family with random weights."""
+def tiny(family: str, **changes: Any) -> torch.nn.Module:
+    """A small model of a family with random weights; `changes` are of its sizes."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     # After a slash: a variant of the family.
-    sizes = {name: size for name, size in {**SIZES, **FAMILIES[family][0]}.items() if size is not None}
+    all_sizes = {**SIZES, **FAMILIES[family][0], **changes}
+    sizes = {name: size for name, size in all_sizes.items() if size is not None}
     config = transformers.AutoConfig.for_model(family.partition("/")[0], **sizes)
     model: torch.nn.Module = getattr(transformers, _build_of(family)).from_config(config)
     return model.eval()

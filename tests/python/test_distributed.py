@@ -73,11 +73,13 @@ def calibrate(folder: Path, search: str, mine: slice, rank: int = 0, **options: 
     return [result.name for result in run.results()]
 
 
-def torchrun(ranks: int, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run this file's main() in some processes."""
+def torchrun(
+    ranks: int, *arguments: str, check: bool = True, file: str = __file__
+) -> subprocess.CompletedProcess[str]:
+    """Run a file's main(), this one's unless it is given, in some processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     return subprocess.run(
-        [*command, __file__, *arguments],
+        [*command, file, *arguments],
         capture_output=True,
         text=True,
         timeout=300,

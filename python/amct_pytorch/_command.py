@@ -41,6 +41,14 @@ class InterruptedBySignalError(InputError):
         self.exit_code = 128 + number
 
 
+class QuietError(InputError):
+    """Another process failed, and says what happened."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(f"another process failed with exit code {exit_code}")
+        self.exit_code = exit_code
+
+
 def with_errors_in_a_line(command: Callable[P, None]) -> Callable[P, None]:
     """Make a command say what went wrong in a line, after the traceback where the user wants to know more."""
 
@@ -56,7 +64,8 @@ def with_errors_in_a_line(command: Callable[P, None]) -> Callable[P, None]:
                 raise
             if is_verbose():
                 traceback.print_exception(error)
-            say_error(_message(error))
+            if not isinstance(error, QuietError):
+                say_error(_message(error))
             raise typer.Exit(getattr(error, "exit_code", 1)) from error
 
     # Examples are shown as they are written, which the help does below this character.
@@ -100,9 +109,9 @@ def timed(what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def progress(label: str, steps: int) -> Iterator[Callable[[int], None]]:
+def progress(label: str, steps: int, visible: bool = True) -> Iterator[Callable[[int], None]]:
     """A bar in a terminal, and nothing elsewhere; what it yields is called with the number of steps done."""
-    if not sys.stderr.isatty():
+    if not (visible and sys.stderr.isatty()):
         yield lambda _: None
         return
     with typer.progressbar(length=steps, label=label, file=sys.stderr) as shown:

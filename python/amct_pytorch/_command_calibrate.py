@@ -26,6 +26,7 @@ from amct_pytorch._command import (
     timed,
     with_errors_in_a_line,
 )
+from amct_pytorch._command_ranks import Distributed, Ranks, ranks_of
 from amct_pytorch._core import read_config
 from amct_pytorch._data import Source, read_windows, windows_asked
 from amct_pytorch._options import (
@@ -153,6 +154,7 @@ def calibrate(
     ] = False,
     dtype: LoadAs = Dtype.auto,
     device: Device = "cpu",
+    distributed: Distributed = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -171,6 +173,9 @@ def calibrate(
 
     Example: amct-pytorch calibrate --model DIR --text book.txt \
       --batches 10000 --snapshot run.snapshot --resume
+
+    Example: torchrun --nproc-per-node 8 --no-python amct-pytorch calibrate \
+      --distributed --device cuda --model DIR --text book.txt --batches 10000
     """
     source = Source(text, jsonl, token_ids)
     settings = Settings(
@@ -188,25 +193,27 @@ def calibrate(
     saving = _saving(snapshot, snapshot_batches, snapshot_minutes, resume)
     if config is not None:
         settings.refuse_given("--config has all settings", batches=batches, num_tokens=num_tokens)
-    files = _models.find_model(model, gguf)
-    _models.check_device(device)
-    with tempfile.TemporaryDirectory() as folder:
-        without_weights = _models.skeleton(files)
-        if config is None:
-            config = Path(folder) / "config.json"
-            batch_num = settings.write_config(config, without_weights, asked)
-        else:
-            batch_num = read_config(str(config)).batch_num
-        rows = read_windows(source, files, sequence_length, batch_num * batch_size, seed)
-        _models.check_token_ids(torch.cat(rows), without_weights)
-        _models.warn_of_length(sequence_length, without_weights)
-        loaded = _models.load(files, without_weights, dtype.value, device)
-        run = observe(loaded, config, record, counts, rows, batch_size, device, **saving)
-    if not run.results():
-        raise InputError(
-            "no layer was reached by a token that counts; give longer windows, or fewer sink tokens"
-        )
-    _show(run, record, as_json)
+    with ranks_of(distributed, device) as ranks, tempfile.TemporaryDirectory() as folder:
+        with ranks.together():
+            files = _models.find_model(model, gguf)
+            _models.check_device(ranks.device)
+            without_weights = _models.skeleton(files)
+            if config is None:
+                config = Path(folder) / "config.json"
+                batch_num = settings.write_config(config, without_weights, asked)
+            else:
+                batch_num = read_config(str(config)).batch_num
+            rows = read_windows(source, files, sequence_length, batch_num * batch_size, seed)
+            _models.check_token_ids(torch.cat(rows), without_weights)
+            _models.warn_of_length(sequence_length, without_weights)
+            loaded = _models.load(files, without_weights, dtype.value, ranks.device)
+        run = observe(loaded, config, record, counts, rows, batch_size, ranks, **saving)
+        if ranks.is_first:
+            if not run.results():
+                raise InputError(
+                    "no layer was reached by a token that counts; give longer windows, or fewer sink tokens"
+                )
+            _show(run, record, as_json)
 
 
 def _saving(path: Path | None, batches: int | None, minutes: float | None, resume: bool) -> dict[str, Any]:
@@ -233,7 +240,7 @@ def observe(
     counts: Path | None,
     rows: list[torch.Tensor],
     batch_size: int,
-    device: str,
+    ranks: Ranks,
     **saving: Any,
 ) -> CalibrationRun:
     """Calibrate a model on windows.
@@ -248,33 +255,37 @@ def observe(
         The windows.
     batch_size : int
         Windows in a batch.
-    device : str
-        Where the model is.
+    ranks : Ranks
+        Who shares the windows, and where the model is.
     saving
         Snapshots; see `amct_pytorch.calibrate`. With them a signal to end saves one after the batch that
         runs.
     """
     saved = None if counts is None else str(counts)
     batches = [torch.cat(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
-    if saving:
+    batches = batches[ranks.share]
+    if ranks.group is not None:
+        saving["process_group"] = ranks.group
+    can_go_on = "snapshot_file" in saving
+    if can_go_on:
         saving["snapshot_data"] = _digest(batches)
     with (
         timed("calibrated"),
         calibrate_model(model, str(config), str(record), counts_file=saved, **saving) as run,
         torch.inference_mode(),
-        _signals(bool(saving)) as signals,
-        progress("Calibrating", len(batches)) as done,
+        _signals(can_go_on) as signals,
+        progress("Calibrating", len(batches), ranks.is_first) as done,
     ):
         done(run.batches_done)
         for batch in batches[run.batches_done :]:
-            model(**_models.inputs_of(model, batch.to(device)), **_cache_use(run, model))
+            model(**_models.inputs_of(model, batch.to(ranks.device)), **_cache_use(run, model))
             done(1)
             if signals and run.unfinished():
                 run.save_snapshot()
                 raise InterruptedBySignalError(
                     signals[0],
                     f"interrupted after {run.batches_done} of {len(batches)} batches, which are in "
-                    f"'{saving['snapshot_file']}'; go on with --resume",
+                    f"'{run.snapshot_file}'; go on with --resume",
                 )
     return run
 

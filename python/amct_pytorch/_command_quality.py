@@ -27,6 +27,7 @@ from amct_pytorch._command import (
     with_errors_in_a_line,
 )
 from amct_pytorch._command_calibrate import observe
+from amct_pytorch._command_ranks import Ranks
 from amct_pytorch._data import Source, read_apart, windows_asked
 from amct_pytorch._log import logger
 from amct_pytorch._options import (
@@ -399,7 +400,7 @@ def _counts_of(
     with tempfile.TemporaryDirectory() as folder:
         config, record, path = (Path(folder) / name for name in ("config.json", "record.txt", "counts"))
         settings.write_config(config, model, math.ceil(len(rows) / batch_size))
-        observe(model, config, record, path, rows, batch_size, device)
+        observe(model, config, record, path, rows, batch_size, Ranks(device))
         yield str(path)
 
 

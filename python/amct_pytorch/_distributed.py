@@ -25,6 +25,10 @@ Whole = tuple[int, int, tuple[int, int, int] | None]
 _PIECE = 1 << 28
 
 
+class OthersFailedError(RuntimeError):
+    """Other processes failed, and this one did not."""
+
+
 class Processes:
     """The processes of a group.
 
@@ -121,7 +125,7 @@ class Processes:
             raise error
         failed = [f"rank {rank}: {failure}" for rank, failure in enumerate(told) if failure is not None]
         if failed:
-            raise RuntimeError(f"another process failed, so there is no record: {'; '.join(failed)}")
+            raise OthersFailedError(f"another process failed, so there is no record: {'; '.join(failed)}")
 
     def send(self, path: Path, to: int) -> None:
         """Send a file to another rank; something also where it cannot be read, since that one waits."""

@@ -572,6 +572,11 @@ class CalibrationRun(Recorder):
         """Whether the snapshot has all that was seen."""
         return self._snapshots is not None and self._snapshots.saved_batch == self.batches_done > 0
 
+    @property
+    def snapshot_file(self) -> str | None:
+        """The file of this process for snapshots."""
+        return None if self._snapshots is None else self._snapshots.path
+
     def save_snapshot(self) -> None:
         """Save the snapshot now, whatever its interval; between two forwards.
 

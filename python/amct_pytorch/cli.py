@@ -154,3 +154,7 @@ def completion(
 def _row(layer: KVLayer) -> tuple[str, ...]:
     numbers = ("?" if number is None else str(number) for number in (layer.heads, layer.head_dim))
     return (layer.name, layer.role, *numbers, layer.source)
+
+
+if __name__ == "__main__":  # torchrun -m amct_pytorch.cli
+    main()

@@ -26,6 +26,7 @@ NOT_RUN = {
     "docs/how-to/index.md": 1,
     "docs/how-to/int4.md": 1,
     "docs/how-to/lmdeploy.md": 1,
+    "docs/how-to/many-processes.md": 1,
     "docs/how-to/sglang.md": 2,
     "docs/how-to/vllm-ascend.md": 1,
     "docs/how-to/vllm.md": 1,

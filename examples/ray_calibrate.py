@@ -2,8 +2,9 @@
 
     python examples/ray_calibrate.py model book.txt --tasks 2 --batches 4 --record record.txt
 
-Without a cluster (RAY_ADDRESS, or one that `ray start` made on this machine) it starts Ray on this machine alone.
-The factors have the same bits whatever the number of tasks, and as `amct-pytorch calibrate` with these batches.
+Without a cluster (RAY_ADDRESS, or one that `ray start` made on this machine) it starts Ray on this machine
+alone. The factors have the same bits whatever the number of tasks, and as those of `amct-pytorch calibrate`
+with these batches.
 """
 
 from __future__ import annotations

@@ -157,7 +157,7 @@ class Processes:
             piece = self._receive(min(_PIECE, size - begin), torch.uint8, source)
             try:
                 with path.open("ab" if begin else "wb") as file:
-                    file.write(piece.numpy())
+                    file.write(piece.numpy().data)
             except OSError as cause:
                 error = cause
         if error is not None:
@@ -247,7 +247,7 @@ def whole_layers(model: torch.nn.Module) -> dict[str, Whole]:
         layer.name: (
             (layer.total_heads or 0) * (layer.head_dim or 0),
             layer.head_dim or 0,
-            None if layer.total_slice is None else tuple(layer.total_slice),
+            layer.total_slice,
         )
         for layer in find_kv_layers(model)
     }

@@ -28,14 +28,15 @@ def own_features(module: torch.nn.Module, declared: int | None) -> int | None:
     """The channels that a projection puts out in this process, of those that it is `declared` to have."""
     if declared is None or module in _gathering:
         return declared
-    weight = getattr(module, "weight", None)
+    weight: Any = getattr(module, "weight", None)
     if not isinstance(weight, torch.Tensor) or weight.dim() != 2 or not weight.is_floating_point():
         return declared
     if is_dtensor(weight):
-        weight = weight.to_local()
+        spread: Any = weight
+        weight = spread.to_local()
     # Other kinds of weights (packed, transposed) do not have the inputs as their columns.
     is_shard = isinstance(module, torch.nn.Linear) and weight.shape[1] == module.in_features
-    return weight.shape[0] if is_shard else declared
+    return int(weight.shape[0]) if is_shard else declared
 
 
 def is_dtensor(x: Any) -> bool:

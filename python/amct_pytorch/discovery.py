@@ -154,9 +154,9 @@ def _layers_of(name: str, module: torch.nn.Module, config: Any, split_fused: boo
         if not split_fused:
             yield KVLayer(path, "key", source=source)
             continue
-        total = found.total
-        of_all = total_kv_heads(module, config, found.heads) if total is None else total.heads
-        in_all = (None, None) if total is None else (total.key, total.value)
+        shared = found.total
+        of_all = total_kv_heads(module, config, found.heads) if shared is None else shared.heads
+        in_all = (None, None) if shared is None else (shared.key, shared.value)
         sizes = found.heads, found.head_dim, source
         yield KVLayer(f"{path}.key", "key", *sizes, found.key, of_all, in_all[0])
         yield KVLayer(f"{path}.value", "value", *sizes, found.value, of_all, in_all[1])

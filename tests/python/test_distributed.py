@@ -18,6 +18,7 @@ from test_cache_tap import ids
 transformers = pytest.importorskip("transformers")
 
 BATCHES = 7
+SMALL = 4 * 1000  # bytes: a quarter does not hold a layer's values, and half does
 SETTINGS = {
     "ifmr": "ifmr_quantize { }",
     "mse": "mse_quantize { quant_granularity: per_channel }",
@@ -70,6 +71,10 @@ def calibrate(folder: Path, search: str, mine: slice, rank: int = 0, **options: 
     ):
         for i in range(BATCHES)[mine]:
             model(i)
+    if (
+        options and run.results()
+    ):  # as of one process, values are kept where the search needs their range alone
+        assert all(layer.sqnr_db is not None for layer in run.results())
     return [result.name for result in run.results()]
 
 
@@ -103,13 +108,19 @@ def test_the_record_is_that_of_one_process(ranks: int, search: str, tmp_path: Pa
 
 
 def test_layers_may_be_spread_as_well(tmp_path: Path) -> None:
-    """Pipeline parallelism: each rank has some layers; those of the first rank come first."""
-    torchrun(2, "pipeline", str(tmp_path))
+    """Pipeline parallelism: each rank has some layers; those of the first rank come first.
+
+    A layer's share of the memory budget is that of all layers.
+    """
+    ended = torchrun(2, "pipeline", str(tmp_path))
+    assert "[True, True, True, True]" in ended.stdout
     whole = tiny("llama")
     config = str(tmp_path / "whole.json")
-    amct.create_quant_cali_config(config, whole)
-    amct.create_quant_cali_model(config, str(tmp_path / "whole.txt"), whole)
-    whole(ids(0))
+    (tmp_path / "two.cfg").write_text("batch_num: 2")
+    amct.create_quant_cali_config(config, whole, config_defination=str(tmp_path / "two.cfg"))
+    amct.create_quant_cali_model(config, str(tmp_path / "whole.txt"), whole, memory_budget=SMALL)
+    for i in range(2):
+        whole(ids(i))
     assert (tmp_path / "record.txt").read_bytes() == (tmp_path / "whole.txt").read_bytes()
 
 
@@ -144,8 +155,13 @@ def main() -> None:
         layers = [f"model.layers.{rank}.self_attn.{half}_proj" for half in "kv"]
         config = f"{folder}/config{rank}.json"
         amct.create_quant_cali_config(config, model, {"kv_cache_quant_layers": layers})
-        with amct.calibrate(model, config, f"{folder}/record.txt", process_group=group):
-            model(ids(0))
+        with amct.calibrate(
+            model, config, f"{folder}/record.txt", memory_budget=SMALL, process_group=group
+        ) as run:
+            for i in range(2):
+                model(ids(i))
+        if rank == 0:
+            print([layer.is_sketch for layer in run.results()], flush=True)
     if what == "fails":
         model = tiny("llama")
         config = f"{folder}/config{rank}.json"

@@ -3,9 +3,9 @@
 #include "amct/observe/observer.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -179,8 +179,9 @@ struct Observer::Shards {
     }
     // A shard has no more values than the whole, so that none is sketched where the whole is not.
     if (sketched || values > whole.sample_limit()) {
-      whole.sketch_samples();
-      join_sketches(*whole.sketch);
+      FloatSketch sketch(whole.groups());
+      join_sketches(sketch);
+      whole.sketch = std::move(sketch);
     } else if (values > 0) {
       join_samples(values / whole.groups(), whole);
     }
@@ -189,19 +190,24 @@ struct Observer::Shards {
   void join_sketches(FloatSketch& whole) const {
     std::size_t begin = 0;
     for (const Observer& shard : shards) {
+      const std::size_t groups = shard.groups();
       const State& of = *shard.state_;
-      const bool is_finer = of.groups() == 1 && shards.size() > 1;
-      for (std::size_t group = 0; of.sketch && group < of.groups(); ++group) {
-        const FloatSketch::Keys keys = of.sketch->keys(group);
-        whole.add(begin + group, is_finer ? coarser(keys) : keys);
-      }
-      if (of.samples) {
-        of.samples->visit_samples([&](std::size_t group, std::span<const float> samples) {
-          whole.add(begin + group, samples);
-        });
-      }
-      begin += of.groups();
+      if (of.sketch) add_keys(*of.sketch, groups, groups == 1 && shards.size() > 1, begin, whole);
+      if (of.samples) add_samples(*of.samples, begin, whole);
+      begin += groups;
     }
+  }
+  static void add_keys(const FloatSketch& shard, std::size_t groups, bool is_finer,
+                       std::size_t begin, FloatSketch& whole) {
+    for (std::size_t group = 0; group < groups; ++group) {
+      const FloatSketch::Keys keys = shard.keys(group);
+      whole.add(begin + group, is_finer ? coarser(keys) : keys);
+    }
+  }
+  static void add_samples(const FloatSamples& shard, std::size_t begin, FloatSketch& whole) {
+    shard.visit_samples([&](std::size_t group, std::span<const float> values) {
+      whole.add(begin + group, values);
+    });
   }
 
   void join_samples(std::size_t rows, State& whole) const {
@@ -210,19 +216,21 @@ struct Observer::Shards {
     std::size_t channel = 0;
     bool any_non_finite = false;
     for (std::size_t i = 0; i < shards.size(); ++i) {
-      if (!state(i).samples) throw StateError(different_values(i));
-      any_non_finite = any_non_finite || state(i).samples->any_non_finite();
-      for (const std::vector<float>& samples : state(i).samples->values()) {
-        if (samples.size() != rows) throw StateError(different_values(i));
+      const std::optional<FloatSamples>& shard = state(i).samples;
+      if (!shard) throw StateError(different_values(i));
+      any_non_finite = any_non_finite || shard->any_non_finite();
+      for (const std::vector<float>& values : shard->values()) {
+        if (values.size() != rows) throw StateError(different_values(i));
         for (std::size_t row = 0; row < rows; ++row)
-          side_by_side[row * channels + channel] = samples[row];
+          side_by_side[row * channels + channel] = values[row];
         ++channel;
       }
     }
-    whole.samples.emplace(channels, whole.sample_limit());
-    whole.samples->add(TensorView::contiguous(side_by_side.data(), DType::kFloat32,
-                                              {static_cast<std::int64_t>(rows), whole.channels}),
-                       any_non_finite);
+    FloatSamples samples(channels, whole.sample_limit());
+    samples.add(TensorView::contiguous(side_by_side.data(), DType::kFloat32,
+                                       {static_cast<std::int64_t>(rows), whole.channels}),
+                any_non_finite);
+    whole.samples = std::move(samples);
   }
 
   static std::string different_values(std::size_t shard) {

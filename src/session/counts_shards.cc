@@ -111,9 +111,10 @@ void join_counts(std::span<const std::string> inputs, const std::string& output,
   CountsWriter writer(output, readers[0].header());
   for (std::vector<LayerCounts> shards = next_layer(readers); !shards.empty();
        shards = next_layer(readers)) {
-    for (std::size_t i = 1; i < shards.size(); ++i)
+    for (std::size_t i = 1; i < shards.size(); ++i) {
       check_same_observation(shards[0].config, shards[i].config, "shard " + std::to_string(i),
                              true);
+    }
     const auto known = whole.find(shards[0].config.name);
     const std::string where = "layer '" + shards[0].config.name + "': ";
     try {

@@ -39,6 +39,8 @@ class TestLayers:
             "head_dim": 8,
             "source": "BertSelfAttention (key, value)",
             "slice": None,
+            "total_heads": 4,
+            "total_slice": None,
         }
 
     def test_the_folder_as_other_commands_take_it(self, tmp_path: Path) -> None:

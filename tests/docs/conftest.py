@@ -29,6 +29,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
             "PATH": os.pathsep.join([str(commands), str(Path(sys.executable).parent), os.environ["PATH"]]),
             "HF_HUB_OFFLINE": "1",
             "OMP_WAIT_POLICY": "PASSIVE",
+            "RAY_AUTH_MODE": "disabled",  # else Ray leaves a token in the home folder
             "COLUMNS": "120",
             "TERM": "dumb",
             "NO_COLOR": "1",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import json
 from pathlib import Path
 from typing import Annotated
@@ -10,11 +9,12 @@ from typing import Annotated
 import typer
 
 from amct_pytorch._command import InputError, echo_json, with_errors_in_a_line
+from amct_pytorch._compat import StrEnum
 from amct_pytorch._options import Json, Verbose
 from amct_pytorch.report import report as write_report
 
 
-class ReportFormat(enum.StrEnum):
+class ReportFormat(StrEnum):
     """What a report is written as."""
 
     html = "html"

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # public, but named nowhere
 
+from amct_pytorch._compat import add_note
 from amct_pytorch._core import NonFiniteError, Session
 from amct_pytorch._device_store import HELD, Result, Store, channels_of, store_type, stream_of
 from amct_pytorch._graphs import outside_graphs
@@ -201,5 +202,5 @@ def _raise_first(errors: list[NonFiniteError]) -> None:
     if not errors:
         return
     for other in errors[1:]:
-        errors[0].add_note(f"Another batch was left out, too: {other}")
+        add_note(errors[0], f"Another batch was left out, too: {other}")
     raise errors[0]

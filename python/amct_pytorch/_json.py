@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import enum
 import math
 import numbers
 from collections.abc import Mapping
 from typing import Any
+
+from amct_pytorch._compat import StrEnum
 
 
 def plain(value: Any) -> Any:
@@ -15,7 +16,7 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
-    if isinstance(value, enum.StrEnum):
+    if isinstance(value, StrEnum):
         return value.value
     if value is None or isinstance(value, (bool, int, str)):
         return value

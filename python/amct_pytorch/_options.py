@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from amct_pytorch._command import be_verbose
+from amct_pytorch._compat import StrEnum
 
 
-class Tap(enum.StrEnum):
+class Tap(StrEnum):
     """Where layers are observed."""
 
     linear = "linear"
     cache = "cache"
 
 
-class Granularity(enum.StrEnum):
+class Granularity(StrEnum):
     """What shares factors."""
 
     per_tensor = "per_tensor"
@@ -26,7 +26,7 @@ class Granularity(enum.StrEnum):
     per_head = "per_head"
 
 
-class Algorithm(enum.StrEnum):
+class Algorithm(StrEnum):
     """How factors are searched."""
 
     ifmr = "ifmr"
@@ -37,7 +37,7 @@ class Algorithm(enum.StrEnum):
     kl = "kl"
 
 
-class Format(enum.StrEnum):
+class Format(StrEnum):
     """What the cache stores."""
 
     int8 = "INT8"
@@ -49,7 +49,7 @@ class Format(enum.StrEnum):
     hif8 = "HIF8"
 
 
-class Dtype(enum.StrEnum):
+class Dtype(StrEnum):
     """What weights are loaded as."""
 
     auto = "auto"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from amct_pytorch import _core
+from amct_pytorch._compat import StrEnum
 from amct_pytorch._json import plain
 
 # Of the JSON rendering: a number is added where a field changes its meaning or goes.
@@ -19,7 +19,7 @@ SCHEMA_VERSION = 1
 HISTOGRAM_BINS = 128
 
 
-class Severity(enum.StrEnum):
+class Severity(StrEnum):
     """How bad a finding is, and with the worst of its findings a layer or a report."""
 
     GOOD = "good"

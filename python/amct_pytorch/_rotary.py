@@ -152,7 +152,8 @@ class RotaryCalls:
     def _note(self, module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         arguments = inspect.signature(module.forward).bind(*args, **kwargs).arguments
         kinds = tuple(value for value in arguments.values() if isinstance(value, (str, int)))
-        self._last.calls[id(module), *kinds] = RotaryCall(module, arguments, output)
+        key = (id(module), *kinds)
+        self._last.calls[key] = RotaryCall(module, arguments, output)
 
 
 class _LastCalls(threading.local):

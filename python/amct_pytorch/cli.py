@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
 from typing import Annotated, Any
 
 import typer
@@ -22,6 +21,7 @@ from amct_pytorch._command import (
 from amct_pytorch._command_calibrate import calibrate, config
 from amct_pytorch._command_quality import evaluate, recommend
 from amct_pytorch._command_report import report
+from amct_pytorch._compat import StrEnum
 from amct_pytorch._core import __version__
 from amct_pytorch._options import Gguf, Json, Verbose
 from amct_pytorch.discovery import KVLayer, find_kv_layers, find_state_layers
@@ -67,7 +67,7 @@ FolderAsOption = Annotated[
 ]
 
 
-class Shell(enum.StrEnum):
+class Shell(StrEnum):
     """What reads a script for completion."""
 
     bash = "bash"

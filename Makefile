@@ -7,6 +7,7 @@
 #   TEXT         `make demo`: the text file to calibrate on
 #   DEMO_ARGS    `make demo`: further arguments of examples/smollm2_demo.py
 #   FUZZ_SECONDS `make fuzz`: how long each target runs
+#   WHEEL_PYTHONS `make wheel`, `make wheel-test`: for which Pythons; one that is not there is left out
 #   CTEST_ARGS, PYTEST_ARGS   `make test`: further arguments, as -R observer or -k record
 
 .DEFAULT_GOAL := help
@@ -29,6 +30,8 @@ CTEST_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 FUZZ_SECONDS ?= 600
+WHEEL_PYTHONS ?= python3.10 python3.11 python3.12 python3.13
+WHEEL_ARGS ?=
 FUZZ_ARGS ?= -max_total_time=$(FUZZ_SECONDS)
 FUZZ_CORPUS ?= build/fuzz/corpus
 
@@ -232,6 +235,24 @@ format: system ## format the C++ and Python sources in place
 	@"$(BIN)/clang-format" -i $(CPP_HEADERS) $(CPP_SOURCES)
 	@"$(BIN)/ruff" check --fix $(PYTHON_FOLDERS)
 	@"$(BIN)/ruff" format $(PYTHON_FOLDERS)
+
+##@ Packages
+.PHONY: wheel wheel-test wheel-again
+wheel: system ## build the source distribution and wheels into dist/; WHEEL_PYTHONS=python3.12
+	$(venv) build wheel
+	@CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) "$(BIN)/python" scripts/build_wheels.py --werror $(WERROR) $(WHEEL_PYTHONS)
+
+wheel-test: system ## what is in dist/, and whether it runs where there is no compiler; WHEEL_ARGS=--without-torch
+	$(venv) build wheel
+	@"$(BIN)/python" -m pytest --confcutdir=tests/wheel tests/wheel --pythons "$(WHEEL_PYTHONS)" $(WHEEL_ARGS)
+
+# Another folder, with a longer path. CCACHE_DISABLE=1 compiles again, too.
+wheel-again: system ## build the packages once more elsewhere: they must be the same bits as in dist/
+	$(venv) build wheel
+	@CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) "$(BIN)/python" scripts/build_wheels.py --werror $(WERROR) \
+	  --work build/wheel-in-another-place --out build/wheel-in-another-place/dist $(WHEEL_PYTHONS)
+	@diff --recursive --brief dist build/wheel-in-another-place/dist
+	@cd dist && sha256sum *
 
 ##@ Cleaning
 .PHONY: clean distclean

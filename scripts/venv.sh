@@ -25,6 +25,13 @@ if ! have=$("$venv/bin/python" -c "$version" 2>/dev/null); then
   fi
   case $have in
     3.11 | 3.12 | 3.13) ;;
+    3.10) # wheels are built for it; the tests' packages are not
+      if [[ $* != build ]]; then
+        echo "error: '$python' is Python 3.10, and the pinned packages are for 3.11 to 3.13;" \
+          "name another, as in: make PYTHON=python3.12 ..." >&2
+        exit 1
+      fi
+      ;;
     *)
       echo "error: '$python' is Python $have, and the pinned packages are for 3.11 to 3.13;" \
         "name another, as in: make PYTHON=python3.12 ..." >&2
@@ -62,8 +69,8 @@ constraints=$venv/.constraints.txt
 if [[ $* == bench-peers || $* == mutation ]]; then
   pins_of "$1" >"$constraints"
 else
-  cat "$root"/requirements/{build,runtime,demo,report,test,lint,coverage,bench,docs}.txt |
-    sed -e 's/[[:space:]]*#.*//' -e '/^$/d' -e '/^-r /d' | sort -u >"$constraints"
+  cat "$root"/requirements/{build,runtime,demo,report,test,lint,coverage,bench,docs,wheel}.txt |
+    sed -e 's/[[:space:]]*#.*//' -e 's/\[[^]]*\]//' -e '/^$/d' -e '/^-r /d' | sort -u >"$constraints"
   if [[ -f $root/requirements/constraints.txt ]]; then
     sed -e 's/[[:space:]]*#.*//' -e '/^$/d' "$root/requirements/constraints.txt" >>"$constraints"
   fi

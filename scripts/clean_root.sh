@@ -9,6 +9,7 @@
 #   -m, --mirror U   where its packages come from (default: the one that apt uses here for that distribution,
 #                    else debootstrap's own)
 #   -c, --commit     copy the commit HEAD instead of the working tree
+#   -a, --also P     copy the path P of the tree, too, though git ignores it
 #   -k, --keep       keep FOLDER afterwards, for another run or a look
 #   -u, --user       run COMMAND as an ordinary user without sudo, not as root
 #
@@ -24,12 +25,13 @@ die() {
   exit 1
 }
 
-suite=bookworm mirror='' commit='' keep='' user=root
+suite=bookworm mirror='' commit='' also='' keep='' user=root
 while (($#)); do
   case $1 in
     -s | --suite) suite=${2:?} && shift 2 ;;
     -m | --mirror) mirror=${2:?} && shift 2 ;;
     -c | --commit) commit=yes && shift ;;
+    -a | --also) also=${2:?} && shift 2 ;;
     -k | --keep) keep=yes && shift ;;
     -u | --user) user=tester && shift ;;
     -h | --help) usage && exit 0 ;;
@@ -175,6 +177,7 @@ else
     while IFS= read -r -d '' file; do [[ ! -e $file ]] || printf '%s\0' "$file"; done |
     tar --create --null --no-recursion --files-from=-) | tar -x --no-same-owner -C "$folder$tree"
 fi
+if [[ -n $also ]]; then (cd "$source" && tar --create "$also") | tar -x --no-same-owner -C "$folder$tree"; fi
 if [[ $user != root ]]; then
   chroot "$folder" sh -c "id $user >/dev/null 2>&1 || useradd --create-home $user"
   chroot "$folder" chown -R "$user" "$tree"

@@ -24,6 +24,7 @@ NOT_RUN = {
     "docs/how-to/command-line.md": 1,
     "docs/how-to/cpp.md": 1,
     "docs/how-to/index.md": 1,
+    "docs/how-to/install.md": 3,
     "docs/how-to/int4.md": 1,
     "docs/how-to/lmdeploy.md": 1,
     "docs/how-to/many-processes.md": 1,

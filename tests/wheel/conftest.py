@@ -26,6 +26,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--without-torch", action="store_true", help="leave out what needs torch, which is large"
     )
+    parser.addoption(
+        "--sdist", action="store_true", help="install the source distribution, too: compiles for minutes"
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

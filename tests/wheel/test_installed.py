@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def test_a_calibration_gives_the_bits_of_the_source_build(
     ours = [path for path in loaded if "/amct_pytorch" in path]
     assert {Path(path).name.partition("-")[0] for path in ours} >= {"libprotobuf", "libtbb", "libzip"}
     # The same libraries of the system, where it has them, are not used.
-    names = ("libprotobuf", "libzip", "libhwy", "libcrypto")
+    names = ("libprotobuf", "libtbb", "libzip", "libhwy")
     assert [path for path in loaded if Path(path).name.startswith(names) and path not in ours] == []
 
 
@@ -74,3 +75,23 @@ def test_the_licences_are_installed(environment: Environment, tmp_path: Path) ->
     )
     done = environment.run("python", "-I", "-c", script, cwd=tmp_path)
     assert done.stdout.strip() == "THIRD_PARTY_NOTICES.txt"
+
+
+def test_the_source_distribution_installs(
+    python: str, sdist: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """In an empty environment: pip fetches the build's tools itself."""
+    if not request.config.getoption("sdist"):
+        pytest.skip("takes minutes; --sdist")
+    if subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode != 0:
+        pytest.skip(f"no {python} here")
+    folder = tmp_path / "environment"
+    subprocess.run([python, "-m", "venv", folder], check=True)
+    pip = [folder / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "--no-input", "install"]
+    done = subprocess.run(
+        [*pip, "--no-deps", sdist], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    environment = Environment(folder, with_torch=False)
+    test_the_extension_loads_by_itself(environment, tmp_path)
+    test_the_command_in_cpp(environment, tmp_path)

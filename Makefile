@@ -246,13 +246,22 @@ wheel-test: system ## what is in dist/, and whether it runs where there is no co
 	$(venv) build wheel
 	@"$(BIN)/python" -m pytest --confcutdir=tests/wheel tests/wheel --pythons "$(WHEEL_PYTHONS)" $(WHEEL_ARGS)
 
-# Another folder, with a longer path. CCACHE_DISABLE=1 compiles again, too.
-wheel-again: system ## build the packages once more elsewhere: they must be the same bits as in dist/
+# In folders of other names and lengths. CCACHE_DISABLE=1 compiles all again, too.
+wheel-again: system ## build packages and library once more elsewhere: they must be the same bits
 	$(venv) build wheel
 	@CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) "$(BIN)/python" scripts/build_wheels.py --werror $(WERROR) \
 	  --work build/wheel-in-another-place --out build/wheel-in-another-place/dist $(WHEEL_PYTHONS)
 	@diff --recursive --brief dist build/wheel-in-another-place/dist
 	@cd dist && sha256sum *
+	@for folder in build/install build/install-again-elsewhere; do \
+	  $(configure) -B $$folder -DCMAKE_BUILD_TYPE=Release -DAMCT_BUILD_TESTS=OFF -DAMCT_BUILD_EXAMPLES=OFF; \
+	  "$(BIN)/cmake" --build $$folder -j$(JOBS); \
+	  rm -rf $$folder/prefix; \
+	  "$(BIN)/cmake" --install $$folder --prefix $$folder/prefix >/dev/null; \
+	done
+	@diff --recursive --brief build/install/prefix build/install-again-elsewhere/prefix
+	@! grep --recursive --files-with-matches --fixed-strings "$(CURDIR)" build/install/prefix
+	@find build/install/prefix -type f -name '*amct*' ! -name '*.h' | sort | xargs sha256sum
 
 ##@ Cleaning
 .PHONY: clean distclean

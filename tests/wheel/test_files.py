@@ -172,7 +172,7 @@ def test_what_is_compiled_in_is_a_component(wheel: Wheel) -> None:
 def test_every_component_has_its_notice(wheel: Wheel) -> None:
     text = wheel.info(wheel_contents.NOTICES)
     rule = "=" * 100
-    sections = dict(re.findall(rf"{rule}\n(.+)\n{rule}\n\n(.+?)(?=\n{rule}|\Z)", text, re.DOTALL))
+    sections = dict(re.findall(rf"{rule}\n([^\n]+)\n{rule}\n\n(.+?)(?=\n{rule}|\Z)", text, re.DOTALL))
     for name, part in _sbom(wheel).items():
         notice = sections[f"{name} {part['version']}"]
         assert re.search(r"copyright", notice, re.IGNORECASE), name

@@ -7,7 +7,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 root=$PWD
 apt-get -q=2 update
 DEBIAN_FRONTEND=noninteractive apt-get -q=2 -o Dpkg::Use-Pty=0 install --yes --no-install-recommends python3-venv >/dev/null
-echo "packages of development: $(dpkg-query --show --showformat='${Package} ' '*-dev' 2>/dev/null || true)"
+headers=$(dpkg-query --show --showformat='${db:Status-Abbrev} ${Package}\n' | sed -n 's/^ii .*-dev$/&/p')
+if [[ -n $headers ]]; then echo "error: the system has $headers" >&2 && exit 1; fi
 for library in libprotobuf libtbb libzip libhwy libfmt; do
   if ldconfig -p | grep -q "$library"; then echo "error: the system has $library" >&2 && exit 1; fi
 done

@@ -95,3 +95,11 @@ def test_the_source_distribution_installs(
     environment = Environment(folder, with_torch=False)
     test_the_extension_loads_by_itself(environment, tmp_path)
     test_the_command_in_cpp(environment, tmp_path)
+
+
+def test_the_page_tells_how_to_check_the_list_of_components(environment: Environment, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "how-to" / "install.md").read_text(encoding="utf-8")
+    script = page.partition("<<'CHECK'\n")[2].partition("\nCHECK\n")[0]
+    lines = environment.run("python", "-I", "-c", script, cwd=tmp_path).stdout.splitlines()
+    assert {line.split()[0] for line in lines} >= {"protobuf", "libzip", "onetbb"}
+    assert {line.split()[-1] for line in lines} == {"True"}

@@ -251,6 +251,7 @@ wheel-again: system ## build packages and library once more elsewhere: they must
 	$(venv) build wheel
 	@CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) "$(BIN)/python" scripts/build_wheels.py --werror $(WERROR) \
 	  --work build/wheel-in-another-place --out build/wheel-in-another-place/dist $(WHEEL_PYTHONS)
+	@diff --recursive --brief build/wheel/raw build/wheel-in-another-place/raw
 	@diff --recursive --brief dist build/wheel-in-another-place/dist
 	@cd dist && sha256sum *
 	@for folder in build/install build/install-again-elsewhere; do \

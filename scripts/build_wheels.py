@@ -90,8 +90,7 @@ def build_wheel(python: str, version: tuple[int, int], source: Path, work: Path,
     """A wheel as it comes from the build, and beside it the build tree `build`."""
     environment = work / f"environment-{version[0]}.{version[1]}"
     run(ROOT / "scripts" / "venv.sh", environment, python, "build")
-    raw = work / "raw"
-    shutil.rmtree(raw, ignore_errors=True)
+    raw = work / "raw" / f"{version[0]}.{version[1]}"
     command: list[str | Path] = [
         environment / "bin" / "python",
         "-m",
@@ -157,6 +156,7 @@ def main() -> None:
         old.unlink()
     sdist = build_sdist(out)
     print(f"{sdist.name}: {sdist.stat().st_size:,} bytes")
+    shutil.rmtree(work / "raw", ignore_errors=True)
     source = work / "source"  # not a temporary folder: ccache knows it again
     shutil.rmtree(source, ignore_errors=True)
     with tarfile.open(sdist) as archive:

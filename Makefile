@@ -311,8 +311,9 @@ lint-mypy: # on the installed package, because the stub of the extension module 
 lint-tidy:
 	@echo "== clang-tidy"
 	@$(MAKE) -j$(JOBS) --keep-going --output-sync tidy-files
+	@find "$${XDG_CACHE_HOME:-$$HOME/.cache}/amct-tidy" -type f -mtime +60 -delete
 
-# A file that passed is not checked again until it, a header or the checks change.
+# A file that passed is not looked at again until it, a header or the checks change (nor checked, see tidy.py).
 tidy-files: $(TIDY_STAMPS)
 
 # GoogleTest: fixtures have protected members, and a test case is as long as its story. A test's data is small, and
@@ -341,6 +342,5 @@ build/tidy/python/%.ok: TIDY_BUILD = $(PYTHON_BUILD)
 build/tidy/%.ok: TIDY_MORE =
 build/tidy/%.ok: TIDY_BUILD = build/release
 build/tidy/%.ok: % $(CPP_HEADERS) .clang-tidy requirements/lint.txt
-	@echo "clang-tidy $<"
-	@"$(BIN)/clang-tidy" --quiet -p $(TIDY_BUILD) $(TIDY_STATES) $(TIDY_MORE) "$<"
+	@"$(BIN)/python" scripts/tidy.py "$(BIN)/clang-tidy" $(TIDY_BUILD) "$<" $(TIDY_STATES) $(TIDY_MORE)
 	@mkdir -p "$(@D)" && touch "$@"

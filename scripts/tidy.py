@@ -3,8 +3,9 @@
     tidy.py CLANG_TIDY BUILD_FOLDER SOURCE [OPTION...]
 
 What a file says after preprocessing (comments and macros included, for NOLINT and the checks of macros), the
-language it is in, the checks, the options and the version of clang-tidy decide what is found. Their digest is kept
-in the user's cache once nothing was found, so that fresh clones and changes elsewhere cost a second a file.
+language it is in, the checks, the options and the version of clang-tidy decide what is found. Their digest is
+kept in the user's cache once nothing was found, so that fresh clones and changes elsewhere cost a second a
+file.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def preprocessed(build: Path, source: Path) -> bytes:
-    """The text of a source file as the compiler sees it, after the options that say what language it is in."""
+    """A source file as the compiler sees it, after the options that say what language it is in."""
     commands = json.loads((build / "compile_commands.json").read_text())
     entry = next(entry for entry in commands if Path(entry["file"]).resolve() == source)
     command = shlex.split(entry["command"])

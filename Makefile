@@ -7,6 +7,7 @@
 #   TEXT         `make demo`: the text file to calibrate on
 #   DEMO_ARGS    `make demo`: further arguments of examples/smollm2_demo.py
 #   FUZZ_SECONDS `make fuzz`: how long each target runs
+#   FUZZ_RUNS    `make fuzz-ci`: how many inputs each target gets
 #   WHEEL_PYTHONS `make wheel`, `make wheel-test`: for which Pythons; one that is not there is left out
 #   CTEST_ARGS, PYTEST_ARGS   `make test`: further arguments, as -R observer or -k record
 
@@ -34,6 +35,8 @@ WHEEL_PYTHONS ?= python3.10 python3.11 python3.12 python3.13
 WHEEL_ARGS ?=
 FUZZ_ARGS ?= -max_total_time=$(FUZZ_SECONDS)
 FUZZ_CORPUS ?= build/fuzz/corpus
+FUZZ_KEPT := tests/fuzz/corpus
+FUZZ_RUNS ?= 20000
 
 # The library is compiled for the tests, for the package and again in every clone: the same sources to the same objects.
 ifneq ($(shell command -v ccache),)
@@ -73,7 +76,8 @@ demo: system ## calibrate SmolLM2 on real text and show the result; TEXT=FILE ta
 	@"$(BIN)/python" examples/smollm2_demo.py $(if $(TEXT),--text "$(TEXT)") $(DEMO_ARGS)
 
 ##@ Development
-.PHONY: build test readers fuzz check lint asan tsan valgrind coverage mutation docs docs-update bench format
+.PHONY: build test readers fuzz fuzz-ci fuzz-keep check lint asan tsan valgrind coverage mutation docs docs-update
+.PHONY: bench format
 build: cpp package ## build the C++ library, its tests and the Python package
 
 test: system ## run the C++ tests (ctest), then the Python tests (pytest)
@@ -214,7 +218,7 @@ bench-device: system ## what calibration costs on a GPU; says so where there is 
 	@"$(BIN)/python" bench/device.py --json build/bench/device.json $(BENCH_ARGS)
 
 # What crashes a target is kept in build/fuzz/crashes; a corpus is kept from run to run.
-FUZZ_TARGETS := config definition record counts export
+FUZZ_TARGETS := config definition params record counts export c_api
 fuzz: system ## feed every parser and reader with what no one wrote; FUZZ_SECONDS=60
 	$(venv) build
 	@scripts/system_packages.sh requirements/debian-fuzz.txt
@@ -222,13 +226,21 @@ fuzz: system ## feed every parser and reader with what no one wrote; FUZZ_SECOND
 	  -DCMAKE_CXX_FLAGS_RELEASE="-O1 -g1" -DAMCT_SANITIZE=address,undefined,fuzzer-no-link \
 	  -DAMCT_WERROR=OFF -DAMCT_BUILD_FUZZ=ON -DAMCT_BUILD_TESTS=OFF -DAMCT_BUILD_CLI=OFF -DAMCT_BUILD_EXAMPLES=OFF
 	@"$(BIN)/cmake" --build build/fuzz -j$(JOBS)
-	@mkdir -p build/fuzz/crashes $(FUZZ_TARGETS:%=$(FUZZ_CORPUS)/%)
+	@mkdir -p build/fuzz/crashes $(FUZZ_TARGETS:%=$(FUZZ_CORPUS)/%) $(FUZZ_TARGETS:%=$(FUZZ_KEPT)/%)
 	@build/fuzz/tests/fuzz/fuzz_seeds build/fuzz/seeds
 	@printf '%s\n' $(FUZZ_TARGETS) | ASAN_SYMBOLIZER_PATH=$$(command -v llvm-symbolizer-19) xargs -P $(JOBS) -I{} sh -c 'build/fuzz/tests/fuzz/fuzz_{} \
-	  $(FUZZ_ARGS) -timeout=20 -rss_limit_mb=3072 -print_final_stats=1 -artifact_prefix=build/fuzz/crashes/{}- \
-	  $(FUZZ_CORPUS)/{} build/fuzz/seeds/{} > build/fuzz/{}.log 2>&1 \
+	  $(FUZZ_ARGS) -dict=tests/fuzz/{}.dict -timeout=20 -rss_limit_mb=3072 -print_final_stats=1 -artifact_prefix=build/fuzz/crashes/{}- \
+	  $(FUZZ_CORPUS)/{} $(FUZZ_KEPT)/{} build/fuzz/seeds/{} > build/fuzz/{}.log 2>&1 \
 	  && echo "{}: $$(sed -n "s/^stat::number_of_executed_units: *//p" build/fuzz/{}.log) inputs, no crash" \
 	  || { tail -40 build/fuzz/{}.log; echo "{}: CRASH, see build/fuzz/{}.log"; exit 255; }'
+
+# The same inputs each time: no two runs differ but for what is tested.
+fuzz-ci: ## the same for a number of inputs that is fixed, from what tests/fuzz/corpus holds
+	@rm -rf build/fuzz/corpus-ci
+	@$(MAKE) fuzz FUZZ_CORPUS=build/fuzz/corpus-ci FUZZ_ARGS='-runs=$(FUZZ_RUNS) -seed=1'
+
+fuzz-keep: ## put what reaches farthest of what fuzzing found into tests/fuzz/corpus
+	@scripts/fuzz_keep.sh $(FUZZ_CORPUS) $(FUZZ_TARGETS)
 
 format: system ## format the C++ and Python sources in place
 	$(venv) build runtime lint

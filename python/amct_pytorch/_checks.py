@@ -25,7 +25,16 @@ def require_path(name: str, value: Any) -> str:
     path = os.fspath(value)
     if not isinstance(path, str):
         raise TypeError(f"{name} must be a str, not {type(path).__name__}")
-    return path
+    return require_utf8(name, path)
+
+
+def require_utf8(name: str, value: str) -> str:
+    """Return `value`, or raise ValueError where it holds surrogates: what UTF-8 cannot say."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} cannot be written in UTF-8: {value[:256]!a}") from error
+    return value
 
 
 def require_tokens(name: str, value: Any) -> int:

@@ -7,7 +7,9 @@ import functools
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +19,7 @@ import typer
 
 from amct_pytorch._json import plain
 from amct_pytorch._log import logger
+from amct_pytorch._report_names import printable
 
 P = ParamSpec("P")
 
@@ -49,6 +52,27 @@ class QuietError(InputError):
         self.exit_code = exit_code
 
 
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM came; all that was begun is left as it is by Ctrl-C."""
+
+
+@contextlib.contextmanager
+def ending_as_by_keyboard() -> Iterator[None]:
+    """Let SIGTERM unwind the command, as SIGINT does, so that nothing of it stays behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: Any) -> None:
+        raise TerminatedError
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def with_errors_in_a_line(command: Callable[P, None]) -> Callable[P, None]:
     """Make a command say what went wrong in a line, after the traceback where the user wants to know more."""
 
@@ -59,6 +83,10 @@ def with_errors_in_a_line(command: Callable[P, None]) -> Callable[P, None]:
         except BrokenPipeError:
             # Whoever reads the output has enough; nothing is left to be said, also not as Python ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except KeyboardInterrupt as error:
+            say_error("interrupted")
+            number = signal.SIGTERM if isinstance(error, TerminatedError) else signal.SIGINT
+            raise typer.Exit(128 + number) from error
         except (InputError, ImportError, OSError, ValueError, RuntimeError) as error:
             if isinstance(error, typer.Exit):
                 raise
@@ -81,16 +109,23 @@ def _message(error: Exception) -> str:
 
 def say_error(message: str) -> None:
     """Write an error as a line."""
-    typer.echo(f"amct-pytorch: {' '.join(message.split())}", err=True)
+    typer.echo(f"amct-pytorch: {printable(' '.join(message.split()))}", err=True)
+
+
+class _LineFormatter(logging.Formatter):
+    """A message is one line, whatever names it holds; what follows it, as a traceback, is not."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # the name of the base class
+        return printable(super().formatMessage(record))
 
 
 def be_verbose(verbose: bool) -> None:
     """Show what the package logs on the standard error: warnings, or all that it does with the time."""
     handler = logging.StreamHandler()
     if verbose:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        handler.setFormatter(_LineFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
     else:
-        handler.setFormatter(logging.Formatter("amct-pytorch: %(levelname)s: %(message)s"))
+        handler.setFormatter(_LineFormatter("amct-pytorch: %(levelname)s: %(message)s"))
     logger.handlers = [handler]
     logger.setLevel(logging.INFO if verbose else logging.WARNING)
 
@@ -124,7 +159,11 @@ def echo_json(content: Any) -> None:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns side by side; not cut to the width of a terminal, since names are there to be copied."""
+    """Columns side by side; not cut to the width of a terminal, since names are there to be copied.
+
+    Names of a file or a model cannot drive the terminal: they are `printable`.
+    """
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

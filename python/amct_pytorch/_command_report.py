@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ import typer
 
 from amct_pytorch._command import InputError, echo_json, with_errors_in_a_line
 from amct_pytorch._compat import StrEnum
+from amct_pytorch._json import read as read_json
 from amct_pytorch._options import Json, Verbose
 from amct_pytorch.report import report as write_report
 
@@ -50,10 +50,7 @@ def report(
     """
     measured = None
     if evaluation is not None:
-        try:
-            measured = json.loads(evaluation.read_text())
-        except ValueError as error:
-            raise InputError(f"'{evaluation}' is not JSON: {error}") from error
+        measured = read_json(evaluation)
         if not isinstance(measured, dict):
             raise InputError(f"'{evaluation}' is not what `evaluate --json` writes")
     found = write_report(

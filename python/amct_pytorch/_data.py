@@ -191,6 +191,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str | list[Any]]]:
         except json.JSONDecodeError as error:
             message = f"'{path}', line {number}: not JSON: {error.msg} at character {error.pos + 1}"
             raise InputError(message) from error
+        except RecursionError as error:
+            raise InputError(f"'{path}', line {number}: JSON is nested too deeply") from error
         if content is None:
             raise InputError(
                 f"'{path}', line {number}: neither a text nor a conversation; "

@@ -15,7 +15,13 @@ import torch
 
 from amct_pytorch import _core
 from amct_pytorch._cache_tap import CacheTap
-from amct_pytorch._checks import DEFAULT_MEMORY_BUDGET, require_memory_budget, require_path, require_type
+from amct_pytorch._checks import (
+    DEFAULT_MEMORY_BUDGET,
+    require_memory_budget,
+    require_path,
+    require_type,
+    require_utf8,
+)
 from amct_pytorch._log import logger
 from amct_pytorch._observe import Recorder, kept_back
 from amct_pytorch._padding import Padding
@@ -254,6 +260,8 @@ def create_quant_cali_model(
     require_type("model", model, torch.nn.Module)
     budget = require_memory_budget(memory_budget)
     counts_path = "" if counts_file is None else require_path("counts_file", counts_file)
+    if counts_file is not None:
+        _core.check_output_path(counts_path)
     snapshots = snapshots_of(snapshot_file, snapshot_batches, snapshot_minutes, snapshot_data, resume)
     _refuse_calibrated(model)
     if any(isinstance(module, torch.nn.DataParallel) for module in model.modules()):
@@ -655,7 +663,7 @@ def _layers_in(quant_layers: Any) -> list[str] | None:
     names = quant_layers[_LAYERS_KEY]
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         raise TypeError(f"quant_layers['{_LAYERS_KEY}'] must be a list of str")
-    return list(names)
+    return [require_utf8("a name in quant_layers", name) for name in names]
 
 
 def _discover(model: torch.nn.Module, split_fused: bool) -> list[str]:
@@ -691,7 +699,11 @@ def _layers_of(model: torch.nn.Module, known: Iterable[KVLayer | Place]) -> list
     """
     module_of = {layer.name: layer.module for layer in known}
     layers = [
-        (name, type(module).__name__, is_projection(module) or name in module_of)
+        (
+            require_utf8("the name of a layer", name),
+            type(module).__name__,
+            is_projection(module) or name in module_of,
+        )
         for name, module in model.named_modules(remove_duplicate=False)
         if name
     ]

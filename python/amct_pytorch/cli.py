@@ -14,6 +14,7 @@ from amct_pytorch._command import (
     UsageError,
     be_verbose,
     echo_json,
+    ending_as_by_keyboard,
     say_error,
     table,
     with_errors_in_a_line,
@@ -24,6 +25,7 @@ from amct_pytorch._command_report import report
 from amct_pytorch._compat import StrEnum
 from amct_pytorch._core import __version__
 from amct_pytorch._options import Gguf, Json, Verbose
+from amct_pytorch._report_names import printable
 from amct_pytorch.discovery import KVLayer, find_kv_layers, find_state_layers
 
 # What a command line that is wrong raises; typer exports only this class of its kind.
@@ -35,7 +37,8 @@ class _Commands(TyperGroup):
 
     def main(self, *args: Any, **extra: Any) -> Any:
         try:
-            code = super().main(*args, **{**extra, "standalone_mode": False})
+            with ending_as_by_keyboard():
+                code = super().main(*args, **{**extra, "standalone_mode": False})
         except _CommandLineError as error:
             context = "amct-pytorch" if error.ctx is None else error.ctx.command_path
             message = error.format_message().replace("Value error, ", "").rstrip(".")
@@ -124,7 +127,8 @@ def layers(
     typer.echo(f"\n{type(built).__name__}: {len(found)} layers")
     if state_layers:
         typer.echo(
-            f"{len(state_layers)} layers keep a state instead and are left alone: {', '.join(state_layers)}"
+            f"{len(state_layers)} layers keep a state instead and are left alone: "
+            + printable(", ".join(state_layers))
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
 from collections.abc import Mapping
@@ -111,7 +110,7 @@ def report(
         text = _report_html.render(made)
     else:
         text = _report_text.json_of(made) if format == "json" else _report_text.markdown_of(made)
-    _write(target, text)
+    _core.write_file(target, text.encode("utf-8", "backslashreplace"))
     return made
 
 
@@ -145,21 +144,3 @@ def _require_packages() -> None:
         raise ImportError(
             f"a report in HTML needs {' and '.join(missing)}: pip install 'amct-pytorch[report]'"
         )
-
-
-def _write(path: str, text: str) -> None:
-    """Write a file that is there as a whole or not at all."""
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with Path(temporary).open("x", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException as error:
-        if not isinstance(error, FileExistsError):
-            with contextlib.suppress(OSError):
-                Path(temporary).unlink()
-        if isinstance(error, OSError):
-            raise OSError(error.errno, error.strerror, path) from error  # who called knows no other name
-        raise

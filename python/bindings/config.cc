@@ -167,6 +167,12 @@ void bind_config(nb::module_& module) {
       "names"_a, "model"_a, "source"_a,
       "Raise ValueError unless every name is a layer (name, type, supported) of the model that can "
       "be calibrated, named once.");
+  module.def(
+      "write_file",
+      [](const std::string& path, const nb::bytes& content) {
+        amct::write_file_atomically(path, {content.c_str(), content.size()});
+      },
+      "path"_a, "content"_a, "Write a file, atomically.");
   module.def("check_output_path", &amct::check_output_path, "path"_a,
              "Raise ValueError where the path cannot name an output file.");
 }

@@ -371,8 +371,7 @@ void bind_session(nb::module_& module) {
       [](const std::string& path, const std::vector<LayerResult>& results) {
         std::vector<amct::LayerRecord> layers;
         for (const LayerResult& result : results) layers.push_back(amct::record_of(result));
-        amct::write_empty_record(path);
-        amct::merge_into_record(path, layers, {});
+        amct::write_record(path, layers);
       },
       nb::call_guard<nb::gil_scoped_release>(), "path"_a, "results"_a,
       "Write the factors of some results as a record file of them alone.");

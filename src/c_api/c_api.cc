@@ -188,7 +188,10 @@ amct_status amct_session_open(const char* config_file, const char* record_file,
   return guarded([&] {
     needed(session, "session") = nullptr;
     amct::SessionOptions options;
-    if (counts_file != nullptr) options.counts_file = counts_file;
+    if (counts_file != nullptr) {
+      options.counts_file = counts_file;
+      amct::check_output_path(options.counts_file);  // an empty one would stand for none
+    }
     *session = new amct_session{amct::Session(
         amct::read_config(text(config_file, "config_file"), amct::algorithm_catalog()),
         text(record_file, "record_file"), options)};
@@ -236,6 +239,10 @@ amct_status amct_record_open(const char* record_file, amct_record** record) {
     auto opened = std::make_unique<amct_record>();
     for (const amct::LayerRecord& layer : amct::read_record(text(record_file, "record_file"))) {
       amct_record::Layer& held = opened->layers.emplace_back();
+      if (layer.name.find('\0') != std::string::npos) {
+        throw amct::ValueError(std::string(record_file) + ": the name of layer '" + layer.name +
+                               "' holds a NUL, where strings of C end");
+      }
       held.name = layer.name;
       held.dst_type = layer.grid.name;
       held.granularity = name_of(granularity_of(layer));
@@ -285,8 +292,7 @@ amct_status amct_solve(const char* counts_file, const char* record_file, const c
     for (const amct::LayerResult& result : amct::solve_counts(
              text(counts_file, "counts_file"), settings_of(algorithm, granularity, dst_type)))
       layers.push_back(record_of(result));
-    amct::write_empty_record(record);
-    amct::merge_into_record(record, layers, {});
+    amct::write_record(record, layers);
   });
 }
 

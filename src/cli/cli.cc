@@ -92,6 +92,9 @@ int run(const std::vector<std::string>& arguments, std::ostream& out, std::ostre
   } catch (const std::bad_alloc&) {
     context.end_progress();
     return fail(err, "there is not enough memory");
+  } catch (const std::exception& error) {
+    context.end_progress();
+    return fail(err, std::string("an error of the command itself: ") + error.what());
   }
 }
 

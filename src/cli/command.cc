@@ -1,7 +1,5 @@
 #include "cli/command.h"
 
-#include "amct/core/file.h"
-
 #include <algorithm>
 #include <cctype>
 #include <cstdint>
@@ -9,8 +7,6 @@
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
-
-#include "core/escape.h"
 
 namespace amct::cli {
 namespace {
@@ -35,19 +31,12 @@ void Context::end_progress() const {
   if (interactive) err << "\r\x1b[K" << std::flush;
 }
 
-void Context::say(std::string_view text) const {
-  if (verbosity > 0) err << "amct: " << text << '\n';
+void Context::write(const nlohmann::ordered_json& json) const {
+  out << json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) << '\n';
 }
 
-std::string printable(std::string_view text) {
-  const bool whole = is_utf8(text);
-  std::string result;
-  for (const char c : text) {
-    const auto byte = static_cast<unsigned char>(c);
-    const bool is_odd = is_control(byte) || (byte >= 0x80 && !whole);
-    result += is_odd ? escaped(byte) : std::string(1, c);
-  }
-  return result;
+void Context::say(std::string_view text) const {
+  if (verbosity > 0) err << "amct: " << text << '\n';
 }
 
 std::string table(const std::vector<std::vector<std::string>>& rows) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "amct/core/options.h"
+#include "amct/core/text.h"
 
 #include <functional>
 #include <iosfwd>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include <CLI/CLI.hpp>
+#include <nlohmann/json_fwd.hpp>
 
 #include "cli/cli.h"
 
@@ -27,6 +29,9 @@ struct Context {
   void progress(std::string_view text) const;
   /// Takes the line away.
   void end_progress() const;
+  /// Writes JSON to `out`. Bytes of names that are not UTF-8, which JSON cannot hold, become
+  /// U+FFFD.
+  void write(const nlohmann::ordered_json& json) const;
   /// A line on `err` with -v.
   void say(std::string_view text) const;
 };
@@ -46,12 +51,8 @@ void add_completion(CLI::App& program, const OnParsed& on_parsed);
 void add_reference(CLI::App& program, const OnParsed& on_parsed);
 
 /// Text in columns, as wide as their widest cell: not cut to a terminal, since names are there to
-/// be copied. Control characters, which a name in a file may hold, are written as escapes. Numbers
-/// stand to the right.
+/// be copied. They are printable(). Numbers stand to the right.
 std::string table(const std::vector<std::vector<std::string>>& rows);
-
-/// Text with control characters and bytes that are no UTF-8 as \xNN.
-std::string printable(std::string_view text);
 
 /// A number as a setting of the configuration file: true, 4, 0.99, [0.7, 1.3] or a word.
 OptionValue option_value(const std::string& text);

@@ -96,7 +96,7 @@ Exit diff(const std::string& first, const std::string& second, double tolerance,
                                 {"scale_ratio", d.scale_ratio},
                                 {"offset", d.offset}});
     }
-    context.out << json.dump(2) << '\n';
+    context.write(json);
   } else if (differences.empty()) {
     context.out << "equal: " << a.size() << " layers\n";
   } else {

@@ -75,7 +75,7 @@ Exit inspect_record(const std::string& path, const Context& context) {
     json["layers"].push_back(std::move(entry));
   }
   if (context.json) {
-    context.out << json.dump(2) << '\n';
+    context.write(json);
   } else {
     context.out << table(rows) << '\n'
                 << printable(path) << ": a record of " << layers.size() << " layers\n";
@@ -156,7 +156,7 @@ Exit inspect_counts(const std::string& path, const Context& context) {
     for (std::vector<std::string>& row : rows) row.pop_back();
   }
   if (context.json) {
-    context.out << json.dump(2) << '\n';
+    context.write(json);
   } else {
     context.out << table(rows) << '\n'
                 << printable(path) << ": counts of " << layers.size() << " layers, written by "

@@ -32,6 +32,7 @@ using Changes = std::vector<std::pair<std::string, OptionValue>>;
 struct Arguments {
   std::string counts;
   std::string record;
+  bool has_record = false;
   std::string algorithm;
   std::string dst_type;
   std::string granularity;
@@ -127,12 +128,9 @@ Exit solve(const std::string& counts, const std::string& record, const Changes& 
     if (result.clipped_fraction) entry["clipped_fraction"] = *result.clipped_fraction;
     json["layers"].push_back(std::move(entry));
   }
-  if (!record.empty()) {
-    write_empty_record(record);
-    merge_into_record(record, layers, {});
-  }
+  if (!record.empty()) write_record(record, layers);
   if (context.json) {
-    context.out << json.dump(2) << '\n';
+    context.write(json);
   } else {
     context.out << table(rows);
     if (!record.empty())
@@ -169,8 +167,8 @@ void add_solve(CLI::App& program, const OnParsed& on_parsed) {
   const std::map<std::string, std::string> numbers{
       {"0", granularities[0]}, {"1", granularities[1]}, {"2", granularities[2]}};
   command.add_option("COUNTS", given->counts, "Counts file.")->required();
-  command.add_option("-o,--record", given->record,
-                     "Record to write; without it the result is shown.");
+  const CLI::Option* record = command.add_option(
+      "-o,--record", given->record, "Record to write; without it the result is shown.");
   command.add_option("--algorithm", given->algorithm, "Search.")
       ->transform(one_of(algorithm_names()));
   command.add_option("--dst-type", given->dst_type, "What the cache stores.")
@@ -186,8 +184,10 @@ void add_solve(CLI::App& program, const OnParsed& on_parsed) {
   command.add_option("--set", given->settings,
                      "Another setting of the configuration file, KEY=VALUE: percentile=0.999, "
                      "query_weighted=false.");
-  command.callback([given, on_parsed] {
+  command.callback([given, record, on_parsed] {
+    given->has_record = record->count() > 0;
     on_parsed([given = *given, changes = changes_of(*given)](const Context& context) {
+      if (given.has_record) check_output_path(given.record);
       return solve(given.counts, given.record, changes, context);
     });
   });
@@ -208,7 +208,7 @@ void add_merge(CLI::App& program, const OnParsed& on_parsed) {
       merge_counts(inputs, output);
       context.end_progress();
       if (context.json) {
-        context.out << Json{{"counts", output}, {"files", inputs}}.dump(2) << '\n';
+        context.write(Json{{"counts", output}, {"files", inputs}});
       } else {
         context.out << printable(output) << ": the sum of " << inputs.size() << " files\n";
       }

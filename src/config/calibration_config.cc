@@ -2,24 +2,26 @@
 
 #include "amct/core/error.h"
 #include "amct/core/file.h"
+#include "amct/core/limits.h"
+#include "amct/core/text.h"
 
 #include <algorithm>
-#include <set>
 #include <unordered_map>
 #include <unordered_set>
 
 #include <nlohmann/json.hpp>
 
 #include "config/layer_settings.h"
+#include "core/json_builder.h"
 
 namespace amct {
 namespace {
 
 using Json = nlohmann::json;
 
-constexpr std::size_t kMaxConfigSize = std::size_t{64} << 20;
-constexpr int kMaxDepth = 16;
 constexpr const char* kSettingsKey = "kv_data_quant_config";
+constexpr std::string_view kBatchNum = "batch_num";
+constexpr std::string_view kActivationOffset = "activation_offset";
 
 /// A parsed object whose top-level keys keep their order; nlohmann's own ordered object would look
 /// every key up linearly.
@@ -28,36 +30,32 @@ struct Document {
   std::vector<std::string> keys;
 };
 
-Document parse_document(std::string_view text, const std::string& source) {
-  Document document;
-  std::vector<std::set<std::string, std::less<>>> open_objects;
-  const auto callback = [&](int depth, Json::parse_event_t event, Json& parsed) {
-    if (depth > kMaxDepth) throw ValueError(source + ": JSON is nested too deeply");
-    if (event == Json::parse_event_t::object_start) open_objects.emplace_back();
-    if (event == Json::parse_event_t::object_end) open_objects.pop_back();
-    if (event == Json::parse_event_t::key) {
-      auto key = parsed.get<std::string>();
-      if (!open_objects.back().insert(key).second) {
-        throw ValueError(source + ": key '" + key + "' appears twice; remove one");
-      }
-      if (open_objects.size() == 1) document.keys.push_back(std::move(key));
+/// Refuses what is nested too deeply, and keys that stand twice.
+struct DocumentObserver {
+  const std::string& source;
+  std::vector<std::string>& keys;
+
+  void on_level(std::size_t levels) const {
+    if (levels > kMaxConfigDepth) {
+      throw ValueError(source + ": JSON is nested too deeply, more than " +
+                       std::to_string(kMaxConfigDepth) + " levels");
     }
-    return true;
-  };
+  }
+  void on_key(std::size_t levels, const std::string& key, bool is_new) const {
+    if (!is_new) throw ValueError(source + ": key '" + key + "' appears twice; remove one");
+    if (levels == 1) keys.push_back(key);
+  }
+};
+
+Document parse_document(std::string_view text, const std::string& source) {
   if (text.find_first_not_of(" \t\r\n") == std::string_view::npos) {
     throw ValueError(source + ": the file is empty; create it with create_quant_cali_config");
   }
-  try {
-    document.root = Json::parse(text, callback);
-  } catch (const Json::parse_error& error) {
-    // nlohmann's text: "[json.exception.parse_error.101] parse error at line 3, column 7: ..."
-    const std::string_view what = error.what();
-    const std::size_t start = what.find("] ");
-    throw ValueError(source + ": not JSON: " +
-                     std::string(start == std::string_view::npos ? what : what.substr(start + 2)));
-  } catch (const Json::exception& error) {
-    throw ValueError(source + ": not JSON: " + error.what());
-  }
+  Document document;
+  DocumentObserver observer{source, document.keys};
+  JsonBuilder<Json, DocumentObserver> builder(observer);
+  if (!Json::sax_parse(text, &builder)) throw ValueError(source + ": not JSON: " + builder.error());
+  document.root = std::move(builder.value());
   if (!document.root.is_object()) {
     throw ValueError(source + ": a JSON object is needed, not " + document.root.type_name());
   }
@@ -87,6 +85,7 @@ std::optional<OptionValue> to_option(const Json& json) {
 
 LayerConfig parse_layer(const std::string& name, const Json& json, const std::string& source,
                         const AlgorithmCatalog& catalog) {
+  check_layer_name(name, source);
   const std::string where = source + ": layer '" + name + "': ";
   for (const auto& [key, value] : json.items()) {
     if (key != kSettingsKey) {
@@ -187,19 +186,20 @@ CalibrationConfig parse_config(std::string_view text, const std::string& source,
   CalibrationConfig config;
   for (const std::string& key : document.keys) {
     const Json& value = document.root.at(key);
-    if (key == "batch_num") {
+    if (key == kBatchNum) {
       if (!value.is_number_integer() || value.get<double>() < 1 ||
           value.get<double>() > 4294967295.0) {
         throw ValueError(source + ": batch_num must be an integer from 1 to 4294967295, not " +
                          value.dump());
       }
       config.batch_num = value.get<std::int64_t>();
-    } else if (key == "activation_offset") {
+    } else if (key == kActivationOffset) {
       if (!value.is_boolean()) {
         throw ValueError(source + ": activation_offset must be true or false, not " + value.dump());
       }
       config.activation_offset = value.get<bool>();
     } else if (value.is_object()) {
+      check_layer_count(config.layers.size() + 1, source);
       config.layers.push_back(parse_layer(key, value, source, catalog));
     } else {
       const std::vector<std::string> known{"batch_num", "activation_offset"};
@@ -215,14 +215,20 @@ CalibrationConfig parse_config(std::string_view text, const std::string& source,
 }
 
 CalibrationConfig read_config(const std::string& path, const AlgorithmCatalog& catalog) {
-  return parse_config(read_text_file(path, kMaxConfigSize), path, catalog);
+  return parse_config(read_text_file(path, kMaxConfigFileSize), path, catalog);
 }
 
 std::string to_json(const CalibrationConfig& config, const AlgorithmCatalog& catalog) {
   std::string text = "{\n" + indented(1) + "\"batch_num\":" + std::to_string(config.batch_num) +
                      ",\n" + indented(1) +
                      "\"activation_offset\":" + (config.activation_offset ? "true" : "false");
+  check_layer_count(config.layers.size(), "the configuration");
   for (const LayerConfig& layer : config.layers) {
+    check_layer_name(layer.name, "the configuration");
+    if (layer.name == kBatchNum || layer.name == kActivationOffset) {
+      throw ValueError("a layer cannot be called '" + layer.name +
+                       "', which is a setting of the configuration file");
+    }
     const AlgorithmSpec* spec = find_spec(catalog, layer.algorithm);
     if (spec == nullptr)
       throw ValueError("layer '" + layer.name + "': no algorithm '" + layer.algorithm + "'");

@@ -4,6 +4,8 @@
 #include "amct/core/decimal.h"
 #include "amct/core/error.h"
 #include "amct/core/file.h"
+#include "amct/core/limits.h"
+#include "amct/core/text.h"
 
 #include <algorithm>
 #include <cstdlib>
@@ -25,7 +27,6 @@ namespace pb = google::protobuf;
 using AMCTPytorchQuantCaliProto::AMCTQuantCaliConfig;
 using ProtoCalibration = AMCTPytorchQuantCaliProto::CalibrationConfig;
 
-constexpr std::size_t kMaxDefinitionSize = std::size_t{64} << 20;
 constexpr std::string_view kFieldSuffix = "_quantize";
 
 /// A number of a message. A float32 becomes the float64 nearest to its shortest decimal, so that
@@ -214,8 +215,12 @@ Definition Definition::parse(std::string_view text, const std::string& source,
   parse_protobuf_text(text, source, impl->message);
   if (impl->message.batch_num() == 0) throw ValueError(source + ": batch_num must be > 0");
 
-  for (const std::string& name : names_in(impl->message)) {
-    if (!is_utf8(name)) throw ValueError(source + ": the name of a layer is not UTF-8 text");
+  const std::vector<std::string> names = names_in(impl->message);
+  check_layer_count(names.size(), source);
+  for (const std::string& name : names) check_layer_name(name, source);
+  if (std::cmp_greater(std::ranges::count_if(names, is_layer_pattern), kMaxPatterns)) {
+    throw ValueError(source + ": there are more than " + std::to_string(kMaxPatterns) +
+                     " patterns of layers");
   }
   std::unordered_set<std::string_view> listed;
   for (const std::string& name : impl->message.kv_cache_quant_config().quant_layers()) {
@@ -236,7 +241,7 @@ Definition Definition::parse(std::string_view text, const std::string& source,
 }
 
 Definition Definition::read(const std::string& path, const AlgorithmCatalog& catalog) {
-  return parse(read_text_file(path, kMaxDefinitionSize), path, catalog);
+  return parse(read_text_file(path, kMaxConfigFileSize), path, catalog);
 }
 
 std::vector<std::string> Definition::layers() const { return names_in(impl_->message); }

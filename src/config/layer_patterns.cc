@@ -14,6 +14,8 @@ bool is_layer_pattern(const std::string& name) {
 }
 
 bool matches_layer(const std::string& pattern, const std::string& name) {
+  // fnmatch() would take either up to its NUL.
+  if (pattern.find('\0') != std::string::npos || name.find('\0') != std::string::npos) return false;
   return ::fnmatch(pattern.c_str(), name.c_str(), FNM_NOESCAPE) == 0;
 }
 

@@ -1,20 +1,20 @@
 #include "amct/core/error.h"
 
-#include <system_error>
+#include "amct/core/limits.h"
+#include "amct/core/text.h"
 
-#include "core/escape.h"
+#include <string_view>
+#include <system_error>
 
 namespace amct {
 namespace {
 
+/// Printable, and not longer than kMaxMessage: a file may hold a name of any length.
 std::string in_one_line(const std::string& text) {
-  std::string result;
-  result.reserve(text.size());
-  for (const char c : text) {
-    const auto byte = static_cast<unsigned char>(c);
-    result += is_control(byte) ? escaped(byte) : std::string(1, c);
-  }
-  return result;
+  std::string line = printable(std::string_view(text).substr(0, kMaxMessage));
+  if (text.size() > kMaxMessage)
+    line += "... and " + std::to_string(text.size() - kMaxMessage) + " bytes more";
+  return line;
 }
 
 }  // namespace

@@ -30,7 +30,11 @@ class Descriptor {
   Descriptor(Descriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
   Descriptor(const Descriptor&) = delete;
   Descriptor& operator=(const Descriptor&) = delete;
-  Descriptor& operator=(Descriptor&&) = delete;
+  Descriptor& operator=(Descriptor&& other) noexcept {
+    close();
+    fd_ = std::exchange(other.fd_, -1);
+    return *this;
+  }
   ~Descriptor() { close(); }
 
   int get() const { return fd_; }
@@ -48,13 +52,14 @@ class Descriptor {
 /// Removes a file at the end of the scope unless told not to.
 class TemporaryFile {
  public:
-  explicit TemporaryFile(std::string path) : path_(std::move(path)) {}
+  TemporaryFile() = default;
   TemporaryFile(const TemporaryFile&) = delete;
   TemporaryFile& operator=(const TemporaryFile&) = delete;
   ~TemporaryFile() {
     if (!path_.empty()) ::unlink(path_.c_str());
   }
   const std::string& path() const { return path_; }
+  void remove_later(std::string path) { path_ = std::move(path); }
   void keep() { path_.clear(); }
 
  private:
@@ -86,18 +91,53 @@ void write_all(int fd, std::string_view content, const std::string& path) {
   }
 }
 
-/// Opens a new file in `folder` for what will become `path`; `*name` gets its path. The name is
-/// unique in this process by a counter and among processes by the pid; one that a killed process
-/// left is passed over. It does not contain the target's name, which may already be as long as a
-/// name can be.
-Descriptor create_temporary(const fs::path& folder, const std::string& path, std::string* name) {
+/// A name in `folder` for what is not in its place yet. It is unique in this process by a counter
+/// and among processes by the pid; one that a killed process left must be passed over. It does not
+/// contain the target's name, which may already be as long as a name can be.
+std::string temporary_name(const fs::path& folder) {
   static std::atomic<unsigned> counter{0};
+  return (folder / (".amct-" + std::to_string(::getpid()) + "-" +
+                    std::to_string(counter.fetch_add(1)) + ".tmp"))
+      .string();
+}
+
+/// Where the file of a descriptor can be found as long as that is open.
+std::string link_to(int fd) { return "/proc/self/fd/" + std::to_string(fd); }
+
+/// Opens a new file without a name in `folder`, which is gone with the process however that ends
+/// (open(2), O_TMPFILE). Not valid where the file system has none, or where it could not be named.
+Descriptor create_nameless(const fs::path& folder, const std::string& path) {
+  const std::string place = folder.empty() ? "." : folder.string();
+  Descriptor fd(::open(place.c_str(), O_RDWR | O_TMPFILE | O_CLOEXEC, kFileMode));
+  if (!fd.valid()) {
+    if (errno == EOPNOTSUPP || errno == EISDIR || errno == EINVAL) return fd;
+    throw IoError(errno, "write", path);
+  }
+  if (::access(link_to(fd.get()).c_str(), F_OK) != 0) fd.close();
+  return fd;
+}
+
+/// Opens a new file in `folder` for what will become `path`; `temporary` removes it.
+Descriptor create_named(const fs::path& folder, const std::string& path, TemporaryFile* temporary) {
   for (;;) {
-    *name = (folder / (".amct-" + std::to_string(::getpid()) + "-" +
-                       std::to_string(counter.fetch_add(1)) + ".tmp"))
-                .string();
-    Descriptor fd(::open(name->c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, kFileMode));
-    if (fd.valid()) return fd;
+    std::string name = temporary_name(folder);
+    Descriptor fd(::open(name.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, kFileMode));
+    if (fd.valid()) {
+      temporary->remove_later(std::move(name));
+      return fd;
+    }
+    if (errno != EEXIST) throw IoError(errno, "write", path);
+  }
+}
+
+/// Gives the file of create_nameless() a name in `folder`, from which it can be renamed.
+void name_file(int fd, const fs::path& folder, const std::string& path, TemporaryFile* temporary) {
+  for (;;) {
+    std::string name = temporary_name(folder);
+    if (::linkat(AT_FDCWD, link_to(fd).c_str(), AT_FDCWD, name.c_str(), AT_SYMLINK_FOLLOW) == 0) {
+      temporary->remove_later(std::move(name));
+      return;
+    }
     if (errno != EEXIST) throw IoError(errno, "write", path);
   }
 }
@@ -124,39 +164,25 @@ void check_name(const std::string& path) {
   }
 }
 
-/// Length of the UTF-8 sequence at the front of `text`, 0 where it is malformed.
-std::size_t sequence_length(std::string_view text) {
-  const auto byte = [&](std::size_t i) { return static_cast<std::uint8_t>(text[i]); };
-  const std::uint8_t lead = byte(0);
-  if (lead < 0x80) return 1;
-  std::size_t length = 0;
-  if (lead >= 0xC2 && lead <= 0xDF) length = 2;
-  if (lead >= 0xE0 && lead <= 0xEF) length = 3;
-  if (lead >= 0xF0 && lead <= 0xF4) length = 4;
-  if (length == 0 || text.size() < length) return 0;
-  for (std::size_t i = 1; i < length; ++i) {
-    if ((byte(i) & 0xC0) != 0x80) return 0;
-  }
-  const std::uint8_t second = byte(1);
-  const bool overlong = (lead == 0xE0 && second < 0xA0) || (lead == 0xF0 && second < 0x90);
-  const bool surrogate = lead == 0xED && second > 0x9F;
-  const bool too_large = lead == 0xF4 && second > 0x8F;
-  return overlong || surrogate || too_large ? 0 : length;
-}
-
 /// A file to read, and its size.
 struct OpenFile {
   Descriptor fd;
   std::uint64_t size;
 };
 
-OpenFile open_to_read(const std::string& path) {
+/// Pipes, which a text may come through, have no size, and wait for whoever writes them.
+enum class Pipes : std::uint8_t { kWaitedFor, kRefused };
+
+OpenFile open_to_read(const std::string& path, Pipes pipes) {
   check_name(path);
-  Descriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  Descriptor fd(
+      ::open(path.c_str(), O_RDONLY | O_CLOEXEC | (pipes == Pipes::kRefused ? O_NONBLOCK : 0)));
   if (!fd.valid()) throw IoError(errno, "read", path);
   struct stat info{};
   if (::fstat(fd.get(), &info) != 0) throw IoError(errno, "read", path);
   if (S_ISDIR(info.st_mode)) throw ValueError("'" + path + "' is a folder, not a file");
+  if (pipes == Pipes::kRefused && !S_ISREG(info.st_mode))
+    throw ValueError("'" + path + "' is a pipe or a device, not a file");
   return {std::move(fd), static_cast<std::uint64_t>(info.st_size)};
 }
 
@@ -171,17 +197,8 @@ std::size_t read_some(int fd, char* to, std::size_t size, const std::string& pat
 
 }  // namespace
 
-bool is_utf8(std::string_view text) {
-  while (!text.empty()) {
-    const std::size_t length = sequence_length(text);
-    if (length == 0) return false;
-    text.remove_prefix(length);
-  }
-  return true;
-}
-
 std::string read_text_file(const std::string& path, std::size_t limit) {
-  const OpenFile file = open_to_read(path);
+  const OpenFile file = open_to_read(path, Pipes::kWaitedFor);
   std::string content;
   std::string buffer(std::size_t{1} << 16, '\0');
   while (const std::size_t got = read_some(file.fd.get(), buffer.data(), buffer.size(), path)) {
@@ -207,15 +224,15 @@ void create_folders_of(const std::string& path) { create_folders(fs::path(path).
 struct AtomicFile::State {
   std::string path;
   fs::path folder;
-  std::string name;  // of the temporary
+  TemporaryFile temporary;  // not there while the file has no name
   Descriptor fd;
-  TemporaryFile temporary;
 
   explicit State(std::string target)
       : path(std::move(target)),
         folder(fs::path(path).parent_path()),
-        fd(create_temporary(folder, path, &name)),
-        temporary(name) {}
+        fd(create_nameless(folder, path)) {
+    if (!fd.valid()) fd = create_named(folder, path, &temporary);
+  }
 };
 
 AtomicFile::AtomicFile(std::string path) {
@@ -249,6 +266,8 @@ std::string AtomicFile::read_back(std::uint64_t begin, std::size_t size) const {
 void AtomicFile::commit() {
   State& state = *state_;
   if (::fsync(state.fd.get()) != 0) throw IoError(errno, "write", state.path);
+  if (state.temporary.path().empty())
+    name_file(state.fd.get(), state.folder, state.path, &state.temporary);
   if (const int code = state.fd.close(); code != 0) throw IoError(code, "write", state.path);
   if (::rename(state.temporary.path().c_str(), state.path.c_str()) != 0)
     throw IoError(errno, "replace", state.path);
@@ -265,7 +284,7 @@ struct FileReader::State {
 };
 
 FileReader::FileReader(std::string path) {
-  OpenFile file = open_to_read(path);
+  OpenFile file = open_to_read(path, Pipes::kRefused);
   state_ = std::make_unique<State>(State{std::move(path), std::move(file)});
 }
 FileReader::FileReader(FileReader&&) noexcept = default;

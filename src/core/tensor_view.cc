@@ -28,6 +28,21 @@ std::int64_t product(const std::vector<std::int64_t>& shape, std::size_t end) {
   return result;
 }
 
+/// Whether all elements lie within 63 bits of the first one.
+bool fits_memory(const TensorView& view) {
+  std::int64_t most =
+      std::numeric_limits<std::int64_t>::max() / static_cast<std::int64_t>(size_of(view.dtype)) - 1;
+  for (std::size_t i = 0; i < view.shape.size(); ++i) {
+    const std::int64_t steps = view.shape[i] - 1;
+    if (steps == 0) continue;
+    const std::int64_t stride = view.strides[i];
+    const std::int64_t limit = most / steps;
+    if (stride > limit || stride < -limit) return false;
+    most -= steps * (stride < 0 ? -stride : stride);
+  }
+  return true;
+}
+
 struct Dimension {
   std::int64_t size;
   std::int64_t stride;
@@ -76,6 +91,10 @@ void TensorView::validate() const {
   }
   if (size() > 0 && data == nullptr) {
     throw ValueError("tensor of shape " + to_string(shape) + " has a null data pointer");
+  }
+  if (size() > 0 && !fits_memory(*this)) {
+    throw ValueError("tensor of shape " + to_string(shape) + " has strides " + to_string(strides) +
+                     ", which lead out of memory");
   }
 }
 

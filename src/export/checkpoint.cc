@@ -2,6 +2,7 @@
 
 #include "amct/core/error.h"
 #include "amct/core/file.h"
+#include "amct/core/limits.h"
 
 #include <algorithm>
 #include <array>
@@ -20,8 +21,8 @@ constexpr std::string_view kWeight = ".weight";
 std::optional<std::int64_t> positive(const Json& json) {
   if (!json.is_number_integer()) return std::nullopt;
   const auto value = json.get<std::int64_t>();
-  constexpr std::int64_t kMost = 1 << 24;  // of layers, heads or channels: products do not overflow
-  if (value <= 0 || value > kMost) return std::nullopt;
+  if (value <= 0 || value > kMaxModelSize)  // so products do not overflow
+    return std::nullopt;
   return value;
 }
 
@@ -63,7 +64,8 @@ std::string path_in(const std::string& folder, std::string_view name) {
 
 bool file_exists(const std::string& path) {
   std::error_code ignored;
-  return fs::exists(path, ignored) && !fs::is_directory(path, ignored);
+  // No pipe either, whose reader would wait for somebody to write.
+  return fs::is_regular_file(path, ignored);
 }
 
 bool folder_exists(const std::string& path) {

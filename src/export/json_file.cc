@@ -3,49 +3,41 @@
 #include "amct/core/decimal.h"
 #include "amct/core/error.h"
 #include "amct/core/file.h"
+#include "amct/core/limits.h"
 
-#include <unordered_set>
-#include <vector>
+#include <utility>
+
+#include "core/json_builder.h"
 
 namespace amct {
 namespace {
 
-constexpr int kMaxDepth = 64;
+struct FileObserver {
+  const std::string& source;
+
+  void on_level(std::size_t levels) const {
+    if (levels > kMaxJsonDepth) {
+      throw ValueError(source + ": JSON is nested too deeply, more than " +
+                       std::to_string(kMaxJsonDepth) + " levels");
+    }
+  }
+  void on_key(std::size_t /*levels*/, const std::string& key, bool is_new) const {
+    // Readers differ in which of two they take, so there is no telling what such a file says.
+    if (!is_new) throw ValueError(source + ": the key " + Json(key).dump() + " stands twice");
+  }
+};
 
 }  // namespace
 
 Json parse_json(std::string_view text, const std::string& source) {
-  std::vector<std::unordered_set<std::string>> open_objects;
-  const auto callback = [&](int depth, Json::parse_event_t event, Json& parsed) {
-    if (depth > kMaxDepth) throw ValueError(source + ": JSON is nested too deeply");
-    if (event == Json::parse_event_t::object_start) open_objects.emplace_back();
-    if (event == Json::parse_event_t::object_end) open_objects.pop_back();
-    if (event == Json::parse_event_t::key) {
-      // Readers differ in which of two they take, so there is no telling what such a file says.
-      const auto& key = parsed.get_ref<const std::string&>();
-      if (!open_objects.back().insert(key).second) {
-        throw ValueError(source + ": the key " + parsed.dump() + " stands twice");
-      }
-    }
-    return true;
-  };
-  try {
-    return Json::parse(text, callback);
-  } catch (const Json::exception& error) {
-    // nlohmann's text: "[json.exception.parse_error.101] parse error at line 3, column 7: ..."
-    std::string what = error.what();
-    if (const std::size_t start = what.find("] "); start != std::string::npos) {
-      what.erase(0, start + 2);
-    }
-    for (char& c : what) {
-      if (static_cast<unsigned char>(c) < ' ') c = ' ';  // of the text it cites
-    }
-    throw ValueError(source + ": not JSON: " + what);
-  }
+  const FileObserver observer{source};
+  JsonBuilder<Json, const FileObserver> builder(observer);
+  if (!Json::sax_parse(text, &builder)) throw ValueError(source + ": not JSON: " + builder.error());
+  return std::move(builder.value());
 }
 
 Json read_json_object(const std::string& path) {
-  Json json = parse_json(read_text_file(path, kMaxJsonSize), path);
+  Json json = parse_json(read_text_file(path, kMaxJsonFileSize), path);
   if (!json.is_object()) {
     throw ValueError(path + ": a JSON object is needed, not " + json.type_name());
   }

@@ -86,11 +86,8 @@ class IndexedMap : public nlohmann::ordered_map<Key, T, Less, Allocator> {
 
 using Json = nlohmann::basic_json<IndexedMap>;
 
-/// Of a JSON file that is read whole; the index of the largest checkpoints takes a tenth.
-inline constexpr std::size_t kMaxJsonSize = std::size_t{100} << 20;
-
 /// Throws ValueError "source: not JSON: ..." for what is not, for an object of which a key stands
-/// twice, and where it is nested more than 64 levels deep. `text` must be UTF-8.
+/// twice, and where it is nested more than kMaxJsonDepth levels deep. `text` must be UTF-8.
 Json parse_json(std::string_view text, const std::string& source);
 
 /// The object in a file. Throws as read_text_file and parse_json do; ValueError for other JSON.

@@ -248,7 +248,7 @@ VerifyReport verify(const std::string& path, const VerifyOptions& options) {
   }
   std::string text;
   try {
-    text = read_text_file(path, kMaxJsonSize);
+    text = read_text_file(path, kMaxJsonFileSize);
   } catch (const ValueError& error) {
     v.fatal("", error.what());
     return finish(std::move(v));

@@ -1,6 +1,8 @@
 #include "export/npz.h"
 
 #include "amct/core/error.h"
+#include "amct/core/file.h"
+#include "amct/core/limits.h"
 
 #include <array>
 #include <cstring>
@@ -15,8 +17,6 @@ namespace {
 
 constexpr std::string_view kMagic = "\x93NUMPY";
 constexpr std::string_view kExtension = ".npy";
-constexpr std::uint64_t kMaxArray = std::uint64_t{64} << 20;  // bytes
-constexpr std::uint64_t kMaxArchive = std::uint64_t{256} << 20;
 constexpr std::size_t kAlignment = 64;
 
 template <auto function>
@@ -205,6 +205,7 @@ std::string to_npz(std::span<const NpyArray> arrays) {
 }
 
 std::vector<NpyArray> read_npz(const std::string& path) {
+  if (FileReader(path).remaining() > kMaxNpzFile) fail(path, "too large for factors");
   int code = 0;
   const Archive archive(zip_open(path.c_str(), ZIP_RDONLY | ZIP_CHECKCONS, &code));
   if (!archive) {
@@ -217,6 +218,7 @@ std::vector<NpyArray> read_npz(const std::string& path) {
   std::vector<NpyArray> arrays;
   std::uint64_t total = 0;
   const zip_int64_t count = zip_get_num_entries(archive.get(), 0);
+  if (count > kMaxNpzArrays) fail(path, "it holds too many arrays");
   for (zip_int64_t i = 0; i < count; ++i) {
     zip_stat_t info;
     const auto index = static_cast<zip_uint64_t>(i);
@@ -224,10 +226,10 @@ std::vector<NpyArray> read_npz(const std::string& path) {
       fail(path, zip_strerror(archive.get()));
     const std::string name = (info.valid & ZIP_STAT_NAME) != 0 ? info.name : "";
     const std::string where = path + ": " + name;
-    if ((info.valid & ZIP_STAT_SIZE) == 0 || info.size > kMaxArray)
+    if ((info.valid & ZIP_STAT_SIZE) == 0 || info.size > kMaxNpyArray)
       fail(where, "too large for factors");
     total += info.size;
-    if (total > kMaxArchive) {
+    if (total > kMaxNpzBytes) {
       fail(where, "too large for factors");
     }
     if (!name.ends_with(kExtension)) continue;

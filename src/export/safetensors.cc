@@ -3,6 +3,7 @@
 #include "amct/core/dtype.h"
 #include "amct/core/error.h"
 #include "amct/core/file.h"
+#include "amct/core/limits.h"
 
 #include <algorithm>
 #include <array>
@@ -23,8 +24,6 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "the format is little endian");
 
-constexpr std::uint64_t kMaxHeader = 100'000'000;
-constexpr std::int64_t kMaxElements = std::int64_t{1} << 24;
 constexpr std::size_t kLengthBytes = 8;
 constexpr const char* kMetadata = "__metadata__";
 
@@ -50,7 +49,8 @@ class File {
     if (path.find('\0') != std::string::npos) {
       throw ValueError("the name of a file holds a NUL character");
     }
-    fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    // A pipe in the place of a file must not be waited for.
+    fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd_ < 0) throw IoError(errno, "read", path);
     struct stat info{};
     const int failed = ::fstat(fd_, &info);
@@ -150,7 +150,7 @@ SafetensorsFile::SafetensorsFile(std::string path) : path_(std::move(path)) {
   std::array<char, kLengthBytes> bytes{};
   file.read(0, bytes);
   std::memcpy(&length, bytes.data(), kLengthBytes);
-  if (length > kMaxHeader || length > file.size() - kLengthBytes) {
+  if (length > kMaxSafetensorsHeader || length > file.size() - kLengthBytes) {
     throw ValueError(where + "its header has " + std::to_string(length) +
                      " bytes, more than the file or the format has room for");
   }
@@ -183,7 +183,7 @@ SafetensorsFile::SafetensorsFile(std::string path) : path_(std::move(path)) {
 std::vector<double> SafetensorsFile::read(const TensorInfo& tensor) const {
   const std::string where = path_ + ": tensor " + Json(tensor.name).dump() + ": ";
   const std::uint64_t length = tensor.end - tensor.begin;
-  if (length > static_cast<std::uint64_t>(kMaxElements) * 8 || tensor.size() > kMaxElements) {
+  if (length > static_cast<std::uint64_t>(kMaxFactors) * 8 || tensor.size() > kMaxFactors) {
     throw ValueError(where + "too large for factors");
   }
   std::string bytes(length, '\0');

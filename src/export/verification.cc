@@ -11,7 +11,6 @@
 #include <numeric>
 #include <utility>
 
-#include "core/escape.h"
 #include "export/factors.h"
 
 namespace amct {
@@ -199,23 +198,6 @@ std::string range_text(const std::vector<double>& values) {
   const auto [low, high] = std::ranges::minmax(values);
   if (low == high) return number_text(low);
   return number_text(low) + " .. " + number_text(high) + " (" + std::to_string(values.size()) + ")";
-}
-
-std::string printable(const std::string& text) {
-  const bool whole = is_utf8(text);
-  std::string result;
-  for (const char c : text) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (is_control(byte)) {
-      const std::string escaped = Json(std::string(1, c)).dump();
-      result += escaped.substr(1, escaped.size() - 2);
-    } else if (byte >= 0x80 && !whole) {
-      result += escaped(byte);
-    } else {
-      result += c;
-    }
-  }
-  return result;
 }
 
 }  // namespace amct

@@ -53,7 +53,4 @@ std::vector<double> rounded_scales(Verification& verification, const std::string
 /// "0.05" for one, "0.01 .. 0.05 (128)" for several.
 std::string range_text(const std::vector<double>& values);
 
-/// A text for reports: control characters are escaped, and bytes that are no UTF-8.
-std::string printable(const std::string& text);
-
 }  // namespace amct

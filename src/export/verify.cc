@@ -1,5 +1,6 @@
 #include "amct/export/verify.h"
 
+#include "amct/core/text.h"
 #include "amct/export/exporter.h"
 
 #include <algorithm>

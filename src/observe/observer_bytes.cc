@@ -1,5 +1,6 @@
 // Observers as bytes.
 #include "amct/core/error.h"
+#include "amct/core/limits.h"
 #include "amct/observe/observer.h"
 
 #include <cmath>
@@ -20,8 +21,6 @@ namespace {
 using AMCTCounts::ObserverState;
 using google::protobuf::RepeatedField;
 
-constexpr std::int64_t kMaxHeads = std::int64_t{1} << 20;
-constexpr std::int64_t kMaxChannels = std::int64_t{1} << 31;
 constexpr std::int64_t kMaxCount = std::numeric_limits<std::int64_t>::max();
 
 [[noreturn]] void malformed(const char* what) {
@@ -147,7 +146,7 @@ struct Observer::Bytes {
          {message.batches(), message.rows(), message.channels(), message.non_finite()}) {
       if (number < 0) malformed("a number is negative");
     }
-    if (message.channels() > kMaxChannels) malformed("there are too many channels");
+    if (message.channels() > kMaxCountedChannels) malformed("there are too many channels");
     state.note(message.channels(), message.rows(), message.batches(), message.non_finite());
     const auto weights = static_cast<std::int64_t>(message.channel_weights_size());
     if (weights > 0 && (state.granularity != Granularity::kPerChannel ||
@@ -176,7 +175,7 @@ struct Observer::Bytes {
       malformed("there is no such granularity");
     const auto granularity = static_cast<Granularity>(message.granularity());
     if ((granularity == Granularity::kPerHead) != (message.heads_size() > 0) ||
-        message.heads_size() > kMaxHeads)
+        message.heads_size() > kMaxCountedHeads)
       malformed("heads do not fit the granularity");
     return granularity;
   }

@@ -2,6 +2,7 @@
 
 #include "amct/core/decimal.h"
 #include "amct/core/error.h"
+#include "amct/core/limits.h"
 
 #include <limits>
 #include <memory>
@@ -48,6 +49,7 @@ void parse_protobuf_text(std::string_view text, const std::string& source, pb::M
   FirstError error;
   pb::TextFormat::Parser parser;
   parser.RecordErrorsTo(&error);
+  parser.SetRecursionLimit(kMaxProtobufDepth);
   pb::io::ArrayInputStream stream(text.data(), static_cast<int>(text.size()));
   // Unlike Parse, Merge lets the last one count where a field, or a oneof, is given several times.
   message.Clear();

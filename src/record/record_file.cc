@@ -4,6 +4,7 @@
 #include "amct/core/error.h"
 #include "amct/core/file.h"
 #include "amct/core/file_lock.h"
+#include "amct/core/text.h"
 
 #include <algorithm>
 #include <chrono>
@@ -111,7 +112,7 @@ std::vector<LayerRecord> read_record(const std::string& path) {
   std::unordered_set<std::string_view> seen;
   for (const MapFiledEntry& entry : record.record()) {
     if (!entry.has_kv_cache_value()) continue;
-    if (!is_utf8(entry.key())) throw ValueError(path + ": the name of a layer is not UTF-8 text");
+    check_layer_name(entry.key(), path);
     const std::string where = path + ": layer '" + entry.key() + "': ";
     if (!seen.insert(entry.key()).second) throw ValueError(where + "stands twice in the record");
     const auto& value = entry.kv_cache_value();
@@ -131,6 +132,7 @@ std::vector<LayerRecord> read_record(const std::string& path) {
       }
       layer.params.push_back({value.scale(i), value.offset(i)});
     }
+    check_layer_count(layers.size() + 1, path);
     layers.push_back(std::move(layer));
   }
   return layers;
@@ -139,6 +141,18 @@ std::vector<LayerRecord> read_record(const std::string& path) {
 void check_mergeable(const std::string& path) { parse_existing_record(path); }
 
 void write_empty_record(const std::string& path) { write_file_atomically(path, ""); }
+
+void write_record(const std::string& path, std::span<const LayerRecord> layers) {
+  const FileLock file_lock(path, kPatience);
+  ScaleOffsetRecord record;
+  for (const LayerRecord& layer : layers) {
+    check_layer_name(layer.name, path);
+    MapFiledEntry& entry = *record.add_record();
+    entry.set_key(layer.name);
+    set_factors(entry, layer);
+  }
+  write_file_atomically(path, to_protobuf_text(record));
+}
 
 std::vector<std::string> merge_into_record(const std::string& path,
                                            std::span<const LayerRecord> layers,
@@ -151,6 +165,7 @@ std::vector<std::string> merge_into_record(const std::string& path,
   std::unordered_map<std::string, int> positions = positions_of(record);
   std::vector<std::string> replaced;
   for (const LayerRecord& layer : layers) {
+    check_layer_name(layer.name, path);
     const auto [found, added] = positions.emplace(layer.name, record.record_size());
     if (added) record.add_record()->set_key(layer.name);
     MapFiledEntry& entry = *record.mutable_record(found->second);

@@ -1,6 +1,7 @@
 #include "session/block_file.h"
 
 #include "amct/core/error.h"
+#include "amct/core/limits.h"
 
 #include <limits>
 #include <utility>
@@ -10,7 +11,6 @@
 namespace amct {
 namespace {
 
-constexpr std::uint64_t kMaxBlock = std::numeric_limits<std::int32_t>::max();  // of protobuf
 constexpr std::size_t kSizeBytes = 8;
 constexpr std::size_t kCrcBytes = 4;
 
@@ -86,7 +86,7 @@ std::string BlockReader::next() {
   if (head.size() < kSizeBytes + kCrcBytes)
     damaged("it ends before its last block, so it was not written to its end");
   const std::uint64_t size = number_at(head, 0, kSizeBytes);
-  if (size > kMaxBlock || size > file_.remaining()) damaged("a block is longer than the file");
+  if (size > kMaxBlockSize || size > file_.remaining()) damaged("a block is longer than the file");
   std::string content = file_.read(static_cast<std::size_t>(size));
   if (content.size() != size || crc_of(content) != number_at(head, kSizeBytes, kCrcBytes))
     damaged("a checksum is wrong");

@@ -1,12 +1,15 @@
 #include "amct/session/counts_file.h"
 
 #include "amct/core/error.h"
+#include "amct/core/text.h"
 #include "amct/search/search.h"
 
 #include <algorithm>
 #include <cstddef>
 #include <limits>
 #include <string_view>
+#include <unordered_map>
+#include <unordered_set>
 #include <utility>
 
 #include "session/block_file.h"
@@ -73,12 +76,15 @@ void CountsWriter::commit() { impl_->file.commit(); }
 struct CountsReader::Impl {
   BlockReader file;
   CountsHeader header{};
+  std::unordered_set<std::string> names{};
+  std::unordered_set<std::uint64_t> indexes{};
 };
 
 CountsReader::CountsReader(const std::string& path) : impl_(new Impl{BlockReader(path, kFormat)}) {
   AMCTCounts::CountsHeader message;
   if (!message.ParseFromString(impl_->file.next()))
     impl_->file.damaged("its header cannot be read");
+  if (!is_utf8(message.written_by())) impl_->file.damaged("its header is not text");
   constexpr std::uint64_t kMost = std::numeric_limits<std::int64_t>::max();
   impl_->header = {.batch_num = static_cast<std::int64_t>(std::min(message.batch_num(), kMost)),
                    .activation_offset = message.activation_offset(),
@@ -97,6 +103,9 @@ std::optional<LayerCounts> CountsReader::next() {
   AMCTCounts::LayerCounts message;
   if (!message.ParseFromString(content)) impl_->file.damaged("a layer cannot be read");
   LayerConfig config = config_of(message.config(), path);
+  check_layer_count(impl_->names.size() + 1, path);
+  if (!impl_->names.insert(config.name).second || !impl_->indexes.insert(message.index()).second)
+    impl_->file.damaged("layer '" + config.name + "', or its place, is in it twice");
   try {
     Observer observer = Observer::deserialize(message.observer());
     return LayerCounts{std::move(config), message.index(), std::move(observer)};
@@ -147,6 +156,7 @@ void check_same_observation(const LayerConfig& a, const LayerConfig& b, const st
 
 void merge_counts(std::span<const std::string> inputs, const std::string& output) {
   std::vector<LayerCounts> layers;
+  std::unordered_map<std::string, std::size_t> places;
   CountsHeader header;
   bool first = true;
   for (const std::string& path : inputs) {
@@ -159,17 +169,18 @@ void merge_counts(std::span<const std::string> inputs, const std::string& output
     if (first) header.activation_offset = reader.header().activation_offset;
     const auto known = layers.size();
     while (std::optional<LayerCounts> layer = reader.next()) {
-      const auto found = std::ranges::find(
-          layers, layer->config.name, [](const LayerCounts& other) { return other.config.name; });
-      if (found == layers.end()) {
+      const auto found = places.find(layer->config.name);
+      if (found == places.end()) {
         layers.push_back(std::move(*layer));
         continue;
       }
-      check_same_observation(found->config, layer->config, path);
-      found->observer.merge(layer->observer);
+      LayerCounts& sum = layers[found->second];
+      check_same_observation(sum.config, layer->config, path);
+      sum.observer.merge(layer->observer);
     }
     std::stable_sort(layers.begin() + static_cast<std::ptrdiff_t>(known), layers.end(),
                      [](const LayerCounts& a, const LayerCounts& b) { return a.index < b.index; });
+    for (std::size_t i = known; i < layers.size(); ++i) places.emplace(layers[i].config.name, i);
     first = false;
   }
   CountsWriter writer(output, header);

@@ -3,6 +3,7 @@
 #include "amct/core/error.h"
 #include "amct/core/file.h"
 #include "amct/core/file_lock.h"
+#include "amct/core/text.h"
 #include "amct/observe/observer.h"
 #include "amct/record/record_file.h"
 #include "amct/search/search.h"
@@ -15,6 +16,7 @@
 #include <optional>
 #include <shared_mutex>
 #include <span>
+#include <unordered_map>
 #include <utility>
 
 #include "session/background_tasks.h"
@@ -124,24 +126,26 @@ struct Session::Impl {
   std::int64_t batch_num = 1;
   std::size_t sample_bytes = 0;  // of a layer
   std::string record_file;
-  std::vector<std::string> order;        // the configuration's names; empty for an operator
-  CalibrationConfig config;              // without layers for an operator
-  bool keeps_counts = false;             // whether a counts file was asked for
+  std::vector<std::string> order;  // the configuration's names; empty for an operator
+  std::unordered_map<std::string, std::size_t> places;  // where each stands in it
+  CalibrationConfig config;                             // without layers for an operator
+  bool keeps_counts = false;                            // whether a counts file was asked for
   std::optional<LayerConfig> any_layer;  // how a layer without a name of its own is calibrated
 
   mutable std::shared_mutex layers_mutex;  // guards the map, not the layers
   std::map<std::string, std::unique_ptr<Layer>, std::less<>> layers;
 
-  mutable std::mutex results_mutex;    // guards what follows
-  std::size_t observed = 0;            // layers that have seen all their batches
-  std::vector<LayerResult> results;    // in the order they finished
+  mutable std::mutex results_mutex;  // guards what follows
+  std::size_t observed = 0;          // layers that have seen all their batches
+  std::vector<LayerResult> results;  // in the order they finished
+  std::unordered_map<std::string, std::size_t> result_places;  // where each layer's stands in it
   std::vector<LayerRecord> unwritten;  // factors that are not in the file yet
   std::exception_ptr failure;          // of a search in the background; the first one
   RecordPace pace;
 
-  mutable std::mutex counts_mutex;     // guards what follows
-  std::optional<CountsWriter> counts;  // of layers that are finished
-  std::vector<std::size_t> counted;    // their places in the configuration
+  mutable std::mutex counts_mutex;                       // guards what follows
+  std::optional<CountsWriter> counts;                    // of layers that are finished
+  std::unordered_map<std::size_t, std::size_t> counted;  // by their places in the configuration
 
   // The last member: its end waits for tasks that use the others.
   std::unique_ptr<BackgroundTasks> searches;  // none: searches run where layers are observed
@@ -160,7 +164,9 @@ struct Session::Impl {
       throw ValueError("layer '" + name + "' is not in the calibration configuration" +
                        suggestion(name, order));
     }
+    check_layer_name(name, "a layer of an operator");
     const std::unique_lock lock(layers_mutex);
+    if (!layers.contains(name)) check_layer_count(layers.size() + 1, "an operator");
     std::unique_ptr<Layer>& slot = layers[name];
     if (slot == nullptr) {
       LayerConfig config = *any_layer;
@@ -260,18 +266,19 @@ struct Session::Impl {
   /// The caller holds results_mutex.
   void add_result(LayerResult&& result) {
     unwritten.push_back(record_of(result));
+    result_places.emplace(result.name, results.size());
     results.push_back(std::move(result));
   }
 
   /// Saves what a finished layer was seen to hold. Where that fails the layer is finished all the
   /// same, and nothing is saved: the error is thrown where searches are waited for.
   void save_counts(const Layer& layer, const Observer& observer) {
-    const auto index = std::ranges::find(order, layer.config.name) - order.begin();
     const std::lock_guard lock(counts_mutex);
     if (!counts) return;
     try {
-      counts->add(layer.config, static_cast<std::uint64_t>(index), observer);
-      counted.push_back(static_cast<std::size_t>(index));
+      const std::size_t place = places.at(layer.config.name);
+      counts->add(layer.config, place, observer);
+      counted.emplace(place, counted.size());
     } catch (const std::exception&) {
       counts.reset();
       const std::lock_guard results_lock(results_mutex);
@@ -299,9 +306,9 @@ struct Session::Impl {
   /// no mutex.
   std::string saved_counts(std::size_t index) const {
     const std::lock_guard lock(counts_mutex);
-    const auto found = std::ranges::find(counted, index);
+    const auto found = counted.find(index);
     if (!counts || found == counted.end()) return {};
-    return counts->layer(static_cast<std::size_t>(found - counted.begin()));
+    return counts->layer(found->second);
   }
 
   /// Throws ValueError unless what a snapshot has of a layer can be of this session's.
@@ -338,7 +345,7 @@ struct Session::Impl {
       const std::lock_guard counts_lock(counts_mutex);
       if (counts) {
         counts->add(saved.counts);
-        counted.push_back(saved.index);
+        counted.emplace(saved.index, counted.size());
       }
     }
     const std::lock_guard results_lock(results_mutex);
@@ -348,9 +355,9 @@ struct Session::Impl {
 
   LayerResult result(const std::string& name) const {
     const std::lock_guard lock(results_mutex);
-    const auto found = std::ranges::find(results, name, &LayerResult::name);
-    if (found == results.end()) throw StateError("layer '" + name + "' is being finished");
-    return *found;
+    const auto found = result_places.find(name);
+    if (found == result_places.end()) throw StateError("layer '" + name + "' is being finished");
+    return results[found->second];
   }
 
   /// Waits until nothing is searched, and throws what a search threw, once. The caller holds no
@@ -390,11 +397,14 @@ Session::Session(CalibrationConfig config, std::string record_file, const Sessio
                                        .activation_offset = config.activation_offset,
                                        .written_by = {}});
   }
+  check_layer_count(config.layers.size(), "the configuration");
   for (LayerConfig& layer : config.layers) {
+    check_layer_name(layer.name, "the configuration");
     const bool with_offset = config.with_offset(layer);
     if (find_algorithm(layer.algorithm) == nullptr) {
       throw ValueError("layer '" + layer.name + "': no algorithm '" + layer.algorithm + "'");
     }
+    impl_->places.emplace(layer.name, impl_->order.size());
     impl_->order.push_back(layer.name);
     auto made = std::make_unique<Layer>(std::move(layer), with_offset, impl_->batch_num,
                                         impl_->sample_bytes, !options.counts_file.empty());
@@ -547,9 +557,7 @@ std::vector<LayerResult> Session::results() const {
   if (impl_->searches) impl_->searches->wait();
   const std::lock_guard lock(impl_->results_mutex);
   std::vector<LayerResult> sorted = impl_->results;
-  const auto rank = [&](const LayerResult& result) {
-    return std::ranges::find(impl_->order, result.name) - impl_->order.begin();
-  };
+  const auto rank = [&](const LayerResult& result) { return impl_->places.at(result.name); };
   if (!impl_->order.empty()) std::ranges::stable_sort(sorted, {}, rank);
   return sorted;
 }

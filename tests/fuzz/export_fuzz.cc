@@ -1,42 +1,56 @@
 // Files that runtimes are given, as `verify` reads them: the first byte says which runtime, and
-// what the rest is.
+// what the rest is: a file, or a folder (see folder.h), to which factors are exported as well.
 #include "amct/export/exporter.h"
 #include "amct/export/verify.h"
 
-#include <array>
 #include <string>
+#include <vector>
 
 #include "files.h"
+#include "folder.h"
+
+namespace {
+
+using namespace amct;
+
+/// Factors as the runtime takes them, of a model of one layer.
+std::vector<LayerRecord> factors_for(const Runtime& runtime) {
+  std::vector<LayerRecord> layers;
+  for (const char* name : {"model.layers.0.self_attn.k_proj", "model.layers.0.self_attn.v_proj"})
+    layers.push_back({.name = name,
+                      .params = {{0.5F, 0}},
+                      .grid = runtime.capability.grids.front(),
+                      .tap = Tap::kCache});
+  return layers;
+}
+
+}  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  using namespace amct;
   if (size == 0) return 0;
-  static const bool prepared = [] {
-    std::filesystem::create_directory(fuzz::folder() + "/model");
-    return true;
-  }();
-  static_cast<void>(prepared);
   const auto all = runtimes();
   const Runtime& runtime = all[data[0] % all.size()];
-  constexpr std::array<const char*, 5> kFiles{
-      "config.json", "model.safetensors", "hf_quant_config.json", "quant_model_description.json",
-      "model.safetensors.index.json"};
   const std::string_view rest = fuzz::text(data + 1, size - 1);
-  std::string path = fuzz::folder() + "/file";
+  VerifyOptions with_record;
+  with_record.record = factors_for(runtime);
   if (runtime.output == OutputKind::kFile) {
-    fuzz::file("file", rest);
-  } else {
-    // Files one after the other, each after the number of it and its size in two bytes.
-    path = fuzz::folder() + "/model";
-    for (const char* name : kFiles) fuzz::file(std::string("model/") + name, "{}");
-    for (std::string_view from = rest; from.size() >= 3;) {
-      const auto byte = [&](std::size_t i) { return static_cast<std::uint8_t>(from[i]); };
-      const std::size_t length =
-          std::min<std::size_t>(byte(1) + std::size_t{256} * byte(2), from.size() - 3);
-      fuzz::file(std::string("model/") + kFiles[byte(0) % kFiles.size()], from.substr(3, length));
-      from.remove_prefix(3 + length);
-    }
+    const std::string path = fuzz::file("file", rest);
+    fuzz::expect_no_crash([&] { verify_export(path, runtime.name, with_record); });
+    return 0;
   }
-  fuzz::expect_no_crash([&] { verify_export(path, runtime.name, {}); });
+  const std::string path = fuzz::folder() + "/model";
+  fuzz::unpack(rest, path);
+  fuzz::expect_no_crash([&] {
+    const VerifyReport report = verify_export(path, runtime.name, with_record);
+    static_cast<void>(report.to_text() + report.to_json());
+  });
+  fuzz::expect_no_crash([&] {
+    ExportOptions options;
+    options.model_folder = path;
+    options.output = fuzz::folder() + "/exported-model";
+    std::filesystem::remove_all(options.output);
+    export_layers(factors_for(runtime), runtime.name, options);
+    verify_export(options.output, runtime.name, with_record);
+  });
   return 0;
 }

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <string>
@@ -47,6 +48,35 @@ void expect_no_crash(Action action) {
     if (message.empty() || message.find('\n') != std::string_view::npos) std::abort();
   }
 }
+
+/// Takes pieces off the front of an input; zeros and empty texts where nothing is left.
+class Input {
+ public:
+  explicit Input(std::string_view rest) : rest_(rest) {}
+
+  bool empty() const { return rest_.empty(); }
+  template <typename T>
+  T number() {
+    T value{};
+    const std::string_view bytes = text(sizeof(T));
+    std::memcpy(&value, bytes.data(), bytes.size());
+    return value;
+  }
+  std::string_view text(std::size_t size) {
+    const std::string_view front = rest_.substr(0, size);
+    rest_.remove_prefix(front.size());
+    return front;
+  }
+  /// Up to a NUL, as C takes it.
+  std::string text() {
+    std::string line(rest_.substr(0, rest_.find('\0')));
+    text(line.size() + 1);
+    return line;
+  }
+
+ private:
+  std::string_view rest_;
+};
 
 inline std::string_view text(const std::uint8_t* data, std::size_t size) {
   return {reinterpret_cast<const char*>(data), size};

@@ -15,6 +15,8 @@
 #include <string>
 #include <vector>
 
+#include "export/safetensors.h"
+#include "folder.h"
 #include "session/block_file.h"
 
 namespace {
@@ -43,6 +45,56 @@ std::string blocks_of(const fs::path& path, const char* magic, char kind) {
     result += block.substr(0, size);
   }
   return result;
+}
+
+void write_checkpoint(const fs::path& folder) {
+  fs::remove_all(folder);
+  write(folder / "config.json",
+        R"({"model_type":"llama","num_hidden_layers":1,"num_attention_heads":2,)"
+        R"("num_key_value_heads":1,"head_dim":4,"hidden_size":8,"torch_dtype":"bfloat16"})");
+  std::vector<NewTensor> tensors;
+  for (const char* name : {"q_proj", "k_proj", "v_proj", "o_proj"}) {
+    tensors.push_back({std::string("model.layers.0.self_attn.") + name + ".weight",
+                       {1, 2},
+                       std::vector<float>{1, 2}});
+  }
+  write(folder / "model.safetensors", to_safetensors(tensors));
+}
+
+void write_definitions(const fs::path& folder) {
+  write(folder / "0",
+        "batch_num: 3 kv_cache_quant_config { quant_layers: 'a' calibration_config { tap: cache "
+        "mse_quantize { quant_granularity: per_channel } } }");
+  write(folder / "1",
+        "activation_offset: false override_layers_configs { layer_name: 'layers.*.v_proj' "
+        "layer_name: 'b\\n\\x41' kv_data_quant_config { ifmr_quantize { search_range_start: 0.5 "
+        "search_range_end: 1.5 search_step: .1 asymmetric: true } dst_type: INT4 } }");
+  write(folder / "2",
+        "# a comment\nkv_cache_quant_config < calibration_config: { hfmg_quantize { "
+        "num_of_bins: 1024 quant_granularity: per_head } head_num: 4 max_position: 7 "
+        "sink_tokens: 2, query_weighted: true; } >");
+}
+
+/// The forms of params_fuzz and c_api_fuzz.
+void write_params(const fs::path& folder) {
+  const std::string one(7, '\0');
+  // act_algo, quant_granularity and num_bits; batch_num and num_of_bins.
+  write(folder / "0", std::string("\0\3\4hfmg", 7) + std::string("\10\3\13per_channel", 14) +
+                          std::string("\12\1\4", 3) + one);
+  write(folder / "1", std::string("\2\1\2", 3) + one + std::string("\0\3\4hfmg", 7) +
+                          std::string("\32\1\0\4", 4) + std::string(6, '\0'));
+  write(folder / "2",
+        std::string("\0\3\3mse", 6) + std::string("\14\3\4INT4", 7) + std::string("\4\0\1", 3));
+}
+
+std::string c_api_input(const char* algorithm, const char* granularity, const char* dst_type) {
+  std::string input("\2\1", 2);  // two dimensions of eight bytes each, strides of one
+  for (const char extent : {3, 4}) input += std::string(1, extent) + std::string(7, '\0');
+  input += "\4\1";
+  for (const std::string text : {algorithm, granularity, dst_type, "a.k_proj", "a.v_proj"})
+    input += text + '\0';
+  input += std::string("\0\2", 2);  // batch_num, heads
+  return input + std::string("\0\0\0\x3F\0\0\0\x3F", 8) + std::string(4, '\0');
 }
 
 }  // namespace
@@ -78,9 +130,11 @@ int main(int argc, char** argv) {
       write(folder / "counts" / ("w" + seed), std::string(1, 2) + content_of(work / "counts"));
     }
   }
-  write(folder / "definition/0",
-        "batch_num: 3 kv_cache_quant_config { quant_layers: 'a' calibration_config { tap: cache "
-        "mse_quantize { quant_granularity: per_channel } } }");
+  write_definitions(folder / "definition");
+  write_params(folder / "params");
+  write(folder / "c_api/0", c_api_input("mse", "per_channel", "INT8"));
+  write(folder / "c_api/1", c_api_input("minmax", "per_head", "INT4"));
+  write(folder / "c_api/2", c_api_input("", "", "FP8_E4M3"));
   const std::vector<LayerRecord> layers{
       {.name = "model.layers.0.self_attn.k_proj", .params = {{0.5F, 1}}, .tap = Tap::kCache},
       {.name = "model.layers.0.self_attn.v_proj", .params = {{0.25F, 0}}, .tap = Tap::kCache}};
@@ -99,12 +153,18 @@ int main(int argc, char** argv) {
       export_layers(fitting, all[i].name, options);
       seed += content_of(options.output);
     } else {
-      const std::string config =
-          R"({"model_type":"llama","num_hidden_layers":1,"num_attention_heads":2,"head_dim":4})";
-      seed += '\0';
-      seed += static_cast<char>(config.size());
-      seed += '\0';
-      seed += config;
+      const std::string name(all[i].name);
+      write_checkpoint(work / "model");
+      write(folder / "export" / (name + "-bare"), seed + fuzz::pack(work / "model"));
+      ExportOptions options;
+      options.model_folder = work / "model";
+      std::vector<LayerRecord> fitting = layers;
+      for (LayerRecord& layer : fitting) {
+        layer.grid = all[i].capability.grids.front();
+        layer.params.front().offset = 0;
+      }
+      export_layers(fitting, all[i].name, options);
+      seed += fuzz::pack(work / "model");
     }
     write(folder / "export" / std::string(all[i].name), seed);
   }

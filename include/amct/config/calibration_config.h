@@ -87,7 +87,9 @@ CalibrationConfig parse_config(std::string_view text, const std::string& source,
 CalibrationConfig read_config(const std::string& path, const AlgorithmCatalog& catalog);
 
 /// The JSON text: indent 4, separators ',' and ':', ASCII only, no newline at the end. Settings
-/// that are extensions appear only where they differ from the default.
+/// that are extensions appear only where they differ from the default. Throws ValueError for a
+/// layer whose name is not UTF-8, is longer than kMaxLayerName or is that of a setting, and for
+/// more than kMaxLayers of them.
 std::string to_json(const CalibrationConfig& config, const AlgorithmCatalog& catalog);
 
 /// The layer with some settings of the configuration file replaced, as if the file had said so. A

@@ -12,8 +12,9 @@ namespace amct {
 /// Base of all errors thrown by the library.
 class Error : public std::runtime_error {
  public:
-  /// Control characters, which names from files may hold, are written as escapes ("\x0a"),
-  /// so that what() stays one line, and moves no cursor.
+  /// Control characters, such that turn the direction of text, and bytes that are not UTF-8, all of
+  /// which names from files may hold, are written as escapes ("\x0a"), so that what() stays one
+  /// line of UTF-8, and moves no cursor. What is beyond kMaxMessage bytes is cut off.
   explicit Error(const std::string& what);
 };
 

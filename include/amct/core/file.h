@@ -2,6 +2,9 @@
 // path.
 #pragma once
 
+#include "amct/core/limits.h"
+#include "amct/core/text.h"
+
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -10,9 +13,6 @@
 
 #pragma GCC visibility push(default)
 namespace amct {
-
-/// Size limit of the text files that are read: a larger one is refused before it is loaded.
-inline constexpr std::size_t kMaxTextFileSize = std::size_t{1} << 30;
 
 /// The whole content of a file. Throws IoError where it cannot be read; ValueError where `path` is
 /// a folder or cannot name a file (empty, a component longer than 255 bytes, a NUL inside), the
@@ -28,8 +28,10 @@ void check_output_path(const std::string& path);
 void create_folders_of(const std::string& path);
 
 /// Replaces the file by `content`: writes a temporary beside it, syncs, renames. Readers see the
-/// old or the new file, whole. Missing folders are created with mode 750; the file gets mode 640.
-/// Throws IoError, and leaves no temporary behind; ValueError as check_output_path does.
+/// old or the new file, whole. A link in its place is replaced, not followed. Missing folders are
+/// created with mode 750; the file gets mode 640. Throws IoError, and leaves no temporary behind;
+/// ValueError as check_output_path does. The temporary has no name until it is whole, where the
+/// file system can do that, so that a process that is killed leaves none either.
 void write_file_atomically(const std::string& path, std::string_view content);
 
 /// A file that is written in pieces and is there once it is whole: see write_file_atomically, which
@@ -61,7 +63,8 @@ class AtomicFile {
 /// Reads a binary file in pieces.
 class FileReader {
  public:
-  /// Throws as read_text_file does, but for what concerns the content.
+  /// Throws as read_text_file does, but for what concerns the content; ValueError for a pipe or a
+  /// device, which is not waited for.
   explicit FileReader(std::string path);
   FileReader(FileReader&&) noexcept;
   FileReader& operator=(FileReader&&) noexcept;
@@ -75,9 +78,6 @@ class FileReader {
   struct [[gnu::visibility("hidden")]] State;
   std::unique_ptr<State> state_;
 };
-
-/// Whether `text` is well-formed UTF-8 (RFC 3629: no surrogates, no overlong forms).
-bool is_utf8(std::string_view text);
 
 }  // namespace amct
 #pragma GCC visibility pop

@@ -32,7 +32,7 @@ struct TensorView {
 
   /// Throws ValueError where the fields contradict each other: another number of strides than of
   /// sizes, a negative size, a null pointer for a tensor that has elements, more than 2^63 - 1
-  /// elements.
+  /// elements, strides that lead farther than memory can.
   void validate() const;
 };
 
@@ -56,7 +56,7 @@ struct Block {
 
 /// Cuts `view` into the fewest blocks: dimensions that can be walked with one stride are joined, so
 /// a contiguous tensor of any rank is a single block. Blocks come in row order. No element is
-/// copied.
+/// copied. The view must be valid.
 std::vector<Block> blocks_of(const TensorView& view);
 
 }  // namespace amct

@@ -41,6 +41,10 @@ std::vector<LayerRecord> read_record(const std::string& path);
 /// Writes an empty record, replacing what the file held. Throws as write_file_atomically does.
 void write_empty_record(const std::string& path);
 
+/// Writes a record of `layers` alone, in their order, which replaces what the file held at once:
+/// until then it is as it was. Throws as merge_into_record does, but for what the file held.
+void write_record(const std::string& path, std::span<const LayerRecord> layers);
+
 /// Throws as merge_into_record does where the file is there and cannot be read or is not a record.
 void check_mergeable(const std::string& path);
 

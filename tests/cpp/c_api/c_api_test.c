@@ -153,6 +153,66 @@ static void refuse(void) {
   EXPECT(amct_record_layers(NULL) == 0 && amct_codec_row_bytes(NULL, 8) == 0);
 }
 
+static void write_text(const char* file, const char* text) {
+  FILE* out = fopen(file, "w");
+  EXPECT(out != NULL && fputs(text, out) >= 0 && fclose(out) == 0);
+}
+
+/* What C cannot say, or a machine cannot hold. */
+static void refuse_hostile(void) {
+  const char* const bytes[] = {"a\xff"};
+  EXPECT(amct_write_config(path(5, "y.json"), bytes, 1, 1, NULL, NULL, 0, NULL) ==
+         AMCT_VALUE_ERROR);
+  EXPECT(strstr(amct_last_error(), "'a\\xff', is not UTF-8") != NULL);
+  const char* const setting[] = {"batch_num"};
+  EXPECT(amct_write_config(path(5, "y.json"), setting, 1, 1, NULL, NULL, 0, NULL) ==
+         AMCT_VALUE_ERROR);
+  write_text(path(6, "nul.txt"),
+             "record { key: 'a' kv_cache_value { scale: 1 offset: 0 } }\n"
+             "record { key: 'a\\000b' kv_cache_value { scale: 1 offset: 0 } }\n");
+  amct_record* record = NULL;
+  EXPECT(amct_record_open(path(6, "nul.txt"), &record) == AMCT_VALUE_ERROR && record == NULL);
+  EXPECT(strstr(amct_last_error(), "'a\\x00b' holds a NUL") != NULL);
+
+  const char* const layers[] = {"a"};
+  amct_session* session = NULL;
+  EXPECT(amct_write_config(path(5, "y.json"), layers, 1, 1, NULL, NULL, 0, NULL) == AMCT_OK);
+  EXPECT(amct_session_open(path(5, "y.json"), path(6, "y.txt"), NULL, &session) == AMCT_OK);
+  const float values[4] = {1, 2, 3, 4};
+  const int64_t shapes[][2] = {
+      {-1, 4}, {INT64_MIN, 4}, {INT64_MAX, 2}, {INT64_MAX, INT64_MAX}, {INT64_C(1) << 32, INT64_C(1) << 31}};
+  for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; ++i) {
+    const amct_tensor batch = {values, AMCT_FLOAT32, 2, shapes[i], NULL};
+    EXPECT(amct_session_observe(session, "a", &batch, NULL) == AMCT_VALUE_ERROR);
+  }
+  const int64_t shape[] = {2, 2};
+  const int64_t strides[][2] = {
+      {INT64_MAX, 1}, {INT64_MIN, 1}, {1, INT64_MIN}, {INT64_MAX / 4, 1}, {INT64_MAX / 8 + 1, INT64_MAX / 8}};
+  for (size_t i = 0; i < sizeof strides / sizeof strides[0]; ++i) {
+    const amct_tensor batch = {values, AMCT_FLOAT32, 2, shape, strides[i]};
+    EXPECT(amct_session_observe(session, "a", &batch, NULL) == AMCT_VALUE_ERROR);
+    EXPECT(strstr(amct_last_error(), "out of memory") != NULL);
+  }
+  const amct_tensor flat = {values, AMCT_FLOAT32, (size_t)-1, shape, NULL};
+  EXPECT(amct_session_observe(session, "a", &flat, NULL) == AMCT_VALUE_ERROR);
+  amct_session_close(session);
+
+  const float scale = 1;
+  const int32_t offset = 0;
+  const amct_factors factors = {"a", "INT8", "per_tensor", 1, &scale, &offset, 0};
+  amct_codec* codec = NULL;
+  EXPECT(amct_codec_create(&factors, 0, &codec) == AMCT_OK);
+  uint8_t codes[4] = {0};
+  const amct_tensor x = {values, AMCT_FLOAT32, 2, shape, NULL};
+  EXPECT(amct_codec_quantize(codec, &x, codes, 3) == AMCT_VALUE_ERROR);
+  EXPECT(amct_codec_quantize(codec, &x, codes, 4) == AMCT_OK);
+  const int64_t huge[] = {INT64_C(1) << 40, INT64_C(1) << 20};
+  const amct_tensor large = {values, AMCT_FLOAT32, 2, huge, NULL};
+  EXPECT(amct_codec_quantize(codec, &large, codes, 4) == AMCT_VALUE_ERROR);
+  EXPECT(amct_codec_row_bytes(codec, -1) <= 0);
+  amct_codec_close(codec);
+}
+
 int main(int argc, char** argv) {
   if (argc != 2) return 2;
   (void)snprintf(folder, sizeof folder, "%s", argv[1]);
@@ -161,6 +221,7 @@ int main(int argc, char** argv) {
   calibrate();
   read_and_store();
   refuse();
+  refuse_hostile();
   (void)printf("%d failures\n", failures);
   return failures == 0 ? 0 : 1;
 }

@@ -304,13 +304,20 @@ TEST_F(CliTest, CompletionKnowsTheWordsOfOptions) {
   EXPECT_EQ(completed("amct solve --record \"\""), "\n");          // a file, too
 }
 
-TEST(PrintableTest, NamesFromFilesCannotDriveTheTerminal) {
-  EXPECT_EQ(printable("a.k_proj"), "a.k_proj");
-  EXPECT_EQ(printable("层"), "层");
-  EXPECT_EQ(printable("\x1b[2Ja\nb\x7f"), "\\x1b[2Ja\\x0ab\\x7f");
-  EXPECT_EQ(printable("\xff"), "\\xff");
-  EXPECT_EQ(table({{"name", "number"}, {"x", "10"}, {"yyyyy", "2"}}),
-            "name   number\nx          10\nyyyyy       2\n");
+TEST(TableTest, NamesFromFilesCannotDriveTheTerminal) {
+  EXPECT_EQ(table({{"name", "number"}, {"x\x1b[2J", "10"}, {"\u202Eyyy", "2"}}),
+            "name       number\nx\\x1b[2J       10\n\\u202eyyy       2\n");
+}
+
+TEST_F(CliTest, NamesThatAreNotUtf8AreJsonAllTheSame) {
+  const std::string odd = folder / "odd\xff.txt";
+  support::write_file(odd, support::read_file(record));
+  const Result inspected = call({"inspect", "--json", odd});
+  EXPECT_EQ(inspected.code, 0) << inspected.err;
+  EXPECT_NE(inspected.out.find("odd\uFFFD.txt"), std::string::npos) << inspected.out;
+  const Result missing = call({"inspect", odd + "\x9b"});
+  EXPECT_EQ(missing.code, 1);
+  EXPECT_NE(missing.err.find("odd\\xff.txt\\x9b"), std::string::npos) << missing.err;
 }
 
 TEST(OptionValueTest, IsWhatTheConfigurationFileWouldSay) {

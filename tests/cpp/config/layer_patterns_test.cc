@@ -14,6 +14,19 @@
 namespace amct {
 namespace {
 
+TEST(LayerPatternsTest, ANameIsNotCutOffAtANul) {
+  EXPECT_FALSE(matches_layer("a", std::string("a\0b", 3)));
+  EXPECT_FALSE(matches_layer("*", std::string("a\0b", 3)));
+  EXPECT_FALSE(matches_layer(std::string("a*\0b", 4), "a.k_proj"));
+}
+
+TEST(LayerPatternsTest, PatternsOfManyStarsTakeNoTime) {
+  std::string pattern;
+  for (int i = 0; i < 1000; ++i) pattern += "*a*[a]*?";
+  EXPECT_FALSE(matches_layer(pattern + "b", std::string(4096, 'a')));
+  EXPECT_FALSE(matches_layer(std::string(4096, '[') + "*", std::string(4096, 'a')));
+}
+
 using Names = std::vector<std::string>;
 
 const std::vector<ModelLayer>& model() {

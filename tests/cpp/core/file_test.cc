@@ -58,6 +58,44 @@ TEST_F(FileTest, AnEndlessFileIsRefusedAtTheLimit) {
   expect_error<ValueError>([] { read_text_file("/dev/zero", 1 << 20); }, {"/dev/zero", "1048576"});
 }
 
+TEST_F(FileTest, APipeInThePlaceOfABinaryFileIsNotWaitedFor) {
+  ASSERT_EQ(::mkfifo((folder / "pipe").c_str(), 0600), 0);
+  expect_error<ValueError>([&] { const FileReader file(folder / "pipe"); }, {"pipe", "a pipe"});
+  expect_error<ValueError>([] { const FileReader file("/dev/zero"); }, {"/dev/zero", "device"});
+}
+
+TEST_F(FileTest, ALinkInThePlaceOfTheTargetIsReplacedAndNotFollowed) {
+  const support::TempFolder elsewhere;
+  write_file(elsewhere / "precious", "as it was");
+  std::filesystem::create_symlink(elsewhere / "precious", folder / "out");
+  std::filesystem::create_symlink(elsewhere / "none", folder / "dangling");
+  for (const char* name : {"out", "dangling"}) {
+    write_file_atomically(folder / name, "x");
+    EXPECT_FALSE(std::filesystem::is_symlink(folder / name));
+    EXPECT_EQ(read_file(folder / name), "x");
+  }
+  EXPECT_EQ(read_file(elsewhere / "precious"), "as it was");
+  EXPECT_EQ(elsewhere.names(), std::vector<std::string>{"precious"});
+  // The folder is where the user says it is, a link or not.
+  std::filesystem::create_directory_symlink(elsewhere.path(), folder / "linked");
+  write_file_atomically(folder / "linked/new", "y");
+  EXPECT_EQ(read_file(elsewhere / "new"), "y");
+}
+
+TEST_F(FileTest, NothingIsThereBeforeItIsWhole) {
+  {
+    AtomicFile file(folder / "out");
+    file.append("half");
+    EXPECT_EQ(file.read_back(1, 2), "al");
+  }
+  EXPECT_TRUE(folder.names().empty());
+  AtomicFile file(folder / "out");
+  file.append("whole");
+  file.commit();
+  EXPECT_EQ(folder.names(), std::vector<std::string>{"out"});
+  EXPECT_EQ(mode_of(folder / "out"), 0640U);
+}
+
 TEST_F(FileTest, ReadErrorsNameThePath) {
   const std::string missing = folder / "missing";
   try {

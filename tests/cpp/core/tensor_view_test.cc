@@ -88,6 +88,49 @@ TEST(TensorViewTest, ValidateRefusesContradictions) {
                            {"2^63"});
 }
 
+TEST(TensorViewTest, ValidateRefusesStridesThatLeadOutOfMemory) {
+  const float x[4] = {};
+  constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max();
+  constexpr std::int64_t kLeast = std::numeric_limits<std::int64_t>::min();
+  const auto view = [&](std::vector<std::int64_t> shape, std::vector<std::int64_t> strides,
+                        DType dtype = DType::kFloat32) {
+    return TensorView{x, dtype, std::move(shape), std::move(strides)};
+  };
+  for (const std::int64_t stride : {kMost, kLeast, kMost / 4, kLeast / 4, kHuge, -kHuge}) {
+    for (const TensorView& bad :
+         {view({2}, {stride}), view({2, 2}, {stride, 1}), view({2, 2}, {1, stride}),
+          view({3, 1, 2}, {stride / 2, 5, stride / 2})}) {
+      expect_error<ValueError>([&] { bad.validate(); }, {"strides", "out of memory"});
+    }
+    // What is never taken leads nowhere.
+    EXPECT_NO_THROW(view({1, 2}, {stride, 1}).validate());
+    EXPECT_NO_THROW(view({2, 1}, {1, stride}).validate());
+    EXPECT_NO_THROW(view({0, 2}, {stride, stride}).validate());
+  }
+  EXPECT_NO_THROW(view({2, 2}, {-2, -1}).validate());
+  EXPECT_NO_THROW(view({kHuge}, {0}).validate());
+  // At the limit, and one past it.
+  for (const std::int64_t sign : {1, -1}) {
+    EXPECT_NO_THROW(view({2}, {sign * (kMost / 4 - 1)}).validate());
+    EXPECT_THROW(view({2}, {sign * (kMost / 4)}).validate(), ValueError);
+    EXPECT_NO_THROW(view({2}, {sign * (kMost / 2 - 1)}, DType::kFloat16).validate());
+    EXPECT_THROW(view({2}, {sign * (kMost / 2)}, DType::kFloat16).validate(), ValueError);
+  }
+}
+
+TEST(BlocksTest, HugeStridesThatAreValidOverflowNothing) {
+  const std::uint16_t x = 0;
+  constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max();
+  for (const std::int64_t stride : {kMost / 2 - 1, -(kMost / 2 - 1)}) {
+    const TensorView view{&x, DType::kFloat16, {2, 1, 1}, {stride, kMost, kMost}};
+    view.validate();
+    EXPECT_EQ(blocks_of(view).size(), 1U);
+    const TensorView joined{&x, DType::kFloat16, {2, 2, 1}, {stride, 0, kMost}};
+    joined.validate();
+    EXPECT_EQ(blocks_of(joined).size(), 2U);
+  }
+}
+
 TEST(TensorViewTest, ShapeText) {
   EXPECT_EQ(to_string(std::vector<std::int64_t>{}), "[]");
   EXPECT_EQ(to_string(std::vector<std::int64_t>{2, 64, 16}), "[2, 64, 16]");

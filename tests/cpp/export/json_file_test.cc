@@ -1,7 +1,9 @@
 #include "export/json_file.h"
 
 #include "amct/core/error.h"
+#include "amct/core/limits.h"
 
+#include <filesystem>
 #include <string>
 
 #include <gtest/gtest.h>
@@ -62,7 +64,31 @@ TEST(JsonFileTest, NestingIsLimited) {
   std::string objects;
   for (int i = 0; i < 100'000; ++i) objects += "{\"a\":";
   expect_error<ValueError>([&] { parse_json(objects, "name"); }, {"nested too deeply"});
-  parse_json(std::string(60, '[') + std::string(60, ']'), "name");
+  const auto nested = [](std::size_t levels) {
+    return std::string(levels, '[') + std::string(levels, ']');
+  };
+  parse_json(nested(kMaxJsonDepth), "name");
+  expect_error<ValueError>([&] { parse_json(nested(kMaxJsonDepth + 1), "name"); },
+                           {"nested too deeply, more than 64 levels"});
+}
+
+TEST(JsonFileTest, ObjectsOfManyObjectsTakeNoTime) {
+  std::string text = "{";
+  for (int i = 0; i < 300'000; ++i) text += (i > 0 ? ",\"" : "\"") + std::to_string(i) + "\":{}";
+  const Json json = parse_json(text + "}", "name");
+  EXPECT_EQ(json.size(), 300'000U);
+  EXPECT_TRUE(json["299999"].is_object());
+  expect_error<ValueError>([&] { parse_json(text + ",\"7\":1}", "name"); },
+                           {"name: the key \"7\" stands twice"});
+}
+
+TEST(JsonFileTest, EveryKindOfValueStandsInItsPlace) {
+  const std::string text =
+      R"({"a":[1,-2,2.5,null,true,"x",[],{}],"b":{"c":[{"d":[[3]]},4]},"e":18446744073709551615})";
+  EXPECT_EQ(parse_json(text, "name").dump(), text);
+  EXPECT_EQ(parse_json("[[],[1]]", "name").dump(), "[[],[1]]");
+  EXPECT_EQ(parse_json("7", "name"), 7);
+  expect_error<ValueError>([] { parse_json("7 8", "name"); }, {"name: not JSON"});
 }
 
 TEST(JsonFileTest, AFileMustHoldAnObject) {
@@ -70,6 +96,10 @@ TEST(JsonFileTest, AFileMustHoldAnObject) {
   support::write_file(folder / "list.json", "[1]");
   expect_error<ValueError>([&] { read_json_object(folder / "list.json"); }, {"list.json", "array"});
   expect_error<IoError>([&] { read_json_object(folder / "none.json"); }, {"none.json"});
+  support::write_file(folder / "large.json", "");
+  std::filesystem::resize_file(folder / "large.json", kMaxJsonFileSize + 1);
+  expect_error<ValueError>([&] { read_json_object(folder / "large.json"); },
+                           {"large.json", "larger than 104857600 bytes"});
   support::write_file(folder / "bytes.json", "{\"a\": \"\xFF\"}");
   expect_error<ValueError>([&] { read_json_object(folder / "bytes.json"); }, {"UTF-8"});
 }

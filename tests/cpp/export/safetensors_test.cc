@@ -1,6 +1,7 @@
 #include "export/safetensors.h"
 
 #include "amct/core/error.h"
+#include "amct/core/limits.h"
 
 #include <cstring>
 #include <limits>
@@ -123,6 +124,29 @@ TEST_F(SafetensorsTest, NamesOfAnyTextStandEscapedInMessages) {
   const std::string message = expect_error<ValueError>(
       [&] { read(R"({"a\u0000\n": {"dtype": 3}})"); }, {R"(tensor "a\u0000\n")"});
   EXPECT_EQ(message.find('\0'), std::string::npos);
+}
+
+TEST_F(SafetensorsTest, HeadersUpToTheLimit) {
+  refuse("{}", "100000001 bytes", std::string(kMaxSafetensorsHeader, ' '),
+         kMaxSafetensorsHeader + 1);
+  // One of that size is read: spaces behind its end are as good as none.
+  EXPECT_TRUE(read("{}" + std::string(kMaxSafetensorsHeader - 2, ' ')).tensors().empty());
+}
+
+TEST_F(SafetensorsTest, FactorsUpToTheLimit) {
+  const auto of = [&](std::int64_t size) {
+    const SafetensorsFile file = read(R"({"t":{"dtype":"U8","shape":[)" + std::to_string(size) +
+                                          R"(],"data_offsets":[0,)" + std::to_string(size) + "]}}",
+                                      std::string(static_cast<std::size_t>(size), '\1'));
+    return file.read(file.tensors().front()).size();
+  };
+  EXPECT_EQ(of(kMaxFactors), static_cast<std::size_t>(kMaxFactors));
+  expect_error<ValueError>([&] { of(kMaxFactors + 1); }, {"tensor \"t\"", "too large"});
+}
+
+TEST_F(SafetensorsTest, APipeIsNotWaitedFor) {
+  ASSERT_EQ(::mkfifo(path.c_str(), 0600), 0);
+  expect_error<IoError>([&] { const SafetensorsFile file(path); }, {path});
 }
 
 TEST_F(SafetensorsTest, WhatIsNotThereIsAnIoError) {

@@ -1,8 +1,9 @@
 // A library to preload: makes a call of the system fail, or end the process, at a step of its own.
 //
-// AMCT_FAULT=CALL:NUMBER:WHAT  the NUMBERth CALL (open, write, fsync, close, rename) on a regular
-// file that is written fails with the errno WHAT, or the process is killed where WHAT is "kill". A
-// write that is to be killed writes half of its bytes before.
+// AMCT_NAMED=1  no file can be made without a name, as on a file system that has none.
+// AMCT_FAULT=CALL:NUMBER:WHAT  the NUMBERth CALL (open, write, fsync, linkat, close, rename) on a
+// regular file that is written fails with the errno WHAT, or the process is killed where WHAT is
+// "kill". A write that is to be killed writes half of its bytes before.
 #include <atomic>
 #include <cerrno>
 #include <csignal>
@@ -69,9 +70,17 @@ Function* next(const char* name) {
   return reinterpret_cast<Function*>(::dlsym(RTLD_NEXT, name));
 }
 
+bool is_nameless(int flags) { return (flags & O_TMPFILE) == O_TMPFILE; }
+bool makes_file(int flags) { return (flags & O_CREAT) != 0 || is_nameless(flags); }
+
 int open_file(const char* symbol, const char* path, int flags, mode_t mode) {
   const bool is_lock = std::string_view(path).ends_with(".lock");
-  if ((flags & O_CREAT) != 0 && !is_lock && fails("open")) return -1;
+  if (is_nameless(flags) &&
+      std::getenv("AMCT_NAMED") != nullptr) {  // NOLINT(concurrency-mt-unsafe)
+    errno = EOPNOTSUPP;
+    return -1;
+  }
+  if (makes_file(flags) && !is_lock && fails("open")) return -1;
   static auto* const real = next<int(const char*, int, ...)>(symbol);
   const int fd = real(path, flags, mode);
   if (is_lock) lock_file = fd;
@@ -87,7 +96,7 @@ extern "C" {
 int open(const char* path, int flags, ...) {
   std::va_list arguments;
   va_start(arguments, flags);
-  const auto mode = (flags & O_CREAT) != 0 ? va_arg(arguments, mode_t) : 0;
+  const auto mode = makes_file(flags) ? va_arg(arguments, mode_t) : 0;
   va_end(arguments);
   return open_file("open", path, flags, mode);
 }
@@ -95,7 +104,7 @@ int open(const char* path, int flags, ...) {
 int open64(const char* path, int flags, ...) {
   std::va_list arguments;
   va_start(arguments, flags);
-  const auto mode = (flags & O_CREAT) != 0 ? va_arg(arguments, mode_t) : 0;
+  const auto mode = makes_file(flags) ? va_arg(arguments, mode_t) : 0;
   va_end(arguments);
   return open_file("open64", path, flags, mode);
 }
@@ -120,6 +129,12 @@ int close(int fd) {
   if (!fail) return result;
   errno = code;
   return -1;
+}
+
+int linkat(int from_folder, const char* from, int to_folder, const char* to, int flags) {
+  if (fails("linkat")) return -1;
+  static auto* const real = next<int(int, const char*, int, const char*, int)>("linkat");
+  return real(from_folder, from, to_folder, to, flags);
 }
 
 int rename(const char* from, const char* to) {

@@ -52,6 +52,34 @@ TEST_F(RecordFailureTest, PathsThatNameNoFile) {
   expect_error<ValueError>([&] { write_empty_record(folder.path()); }, {"folder"});
 }
 
+TEST_F(RecordFailureTest, AFullDiskLeavesTheRecordThatWasToBeReplaced) {
+  write_record(path, layers);
+  const std::string before = read_file(path);
+  const std::vector<LayerRecord> others(20, {"b", {{2, 0}}});
+  const int code = support::with_file_size_limit(8, [&] {
+    try {
+      write_record(path, others);
+    } catch (const IoError& error) {
+      return error.code() == EFBIG ? 0 : 1;
+    }
+    return 2;
+  });
+  EXPECT_EQ(code, 0);
+  EXPECT_EQ(read_file(path), before);
+  EXPECT_EQ(folder.names(), Names{"record.txt"});
+}
+
+TEST_F(RecordFailureTest, WhatIsWrittenReplacesWhateverTheFileHeld) {
+  write_file(path, "my thesis");
+  write_record(path, layers);
+  EXPECT_EQ(read_record(path), layers);
+  const std::vector<LayerRecord> others{{"c", {{2, 1}}}, {"b", {{3, 0}}}};
+  write_record(path, others);
+  EXPECT_EQ(read_record(path), others);
+  write_record(path, {});
+  EXPECT_EQ(read_file(path), "");
+}
+
 TEST_F(RecordFailureTest, APathBelowAFileIsAnIoError) {
   write_file(folder / "file", "x");
   expect_error<IoError>([&] { merge_into_record(folder / "file/record", layers, {}); },

@@ -212,6 +212,27 @@ TEST_F(CountsFileTest, OtherWaysOfObservingAreNotMerged) {
   expect_refused("max_position", [](LayerConfig& a) { a.max_position = 7; });
 }
 
+TEST_F(CountsFileTest, ALayerThatStandsTwiceIsDamage) {
+  calibrate(path, {1});
+  const std::vector<LayerCounts> layers = layers_of(path);
+  const auto written = [&](std::uint64_t index, const std::string& name) {
+    CountsWriter writer(folder / "twice", CountsReader(path).header());
+    writer.add(layers[0].config, 0, layers[0].observer);
+    LayerConfig second = layers[1].config;
+    second.name = name;
+    writer.add(second, index, layers[1].observer);
+    writer.commit();
+    CountsReader reader(folder / "twice");
+    std::size_t count = 0;
+    while (reader.next()) ++count;
+    return count;
+  };
+  EXPECT_EQ(written(1, "other"), 2U);
+  expect_error<ValueError>([&] { written(0, "b"); }, {"twice: the counts file is damaged", "'b'"});
+  expect_error<ValueError>([&] { written(1, layers[0].config.name); },
+                           {"twice: the counts file is damaged"});
+}
+
 TEST_F(CountsFileTest, WhatUnfinishedLayersSawIsSavedWithoutASearch) {
   const std::string whole = folder / "whole.counts";
   calibrate(whole, {1, 2, 3, 4});

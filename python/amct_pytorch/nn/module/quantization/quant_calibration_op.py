@@ -7,7 +7,13 @@ from typing import Any, NoReturn
 import torch
 
 from amct_pytorch import _core
-from amct_pytorch._checks import DEFAULT_MEMORY_BUDGET, require_memory_budget, require_path, require_type
+from amct_pytorch._checks import (
+    DEFAULT_MEMORY_BUDGET,
+    require_memory_budget,
+    require_path,
+    require_type,
+    require_utf8,
+)
 from amct_pytorch._observe import Recorder, observe
 
 
@@ -75,8 +81,10 @@ class QuantCalibrationOp(Recorder, torch.nn.Module):
         params = require_type(
             "quant_algo_params", {} if quant_algo_params is None else quant_algo_params, dict
         )
-        for key in params:
-            require_type("a key of quant_algo_params", key, str)
+        for key, value in params.items():
+            require_utf8("a key of quant_algo_params", require_type("a key of quant_algo_params", key, str))
+            if isinstance(value, str):
+                require_utf8(key, value)
         if require_type("quant_method", quant_method, str) != "kv_cache_quant":
             raise RuntimeError(f"quant_method must be 'kv_cache_quant', not '{quant_method}'")
         budget = require_memory_budget(memory_budget)
@@ -109,7 +117,7 @@ class QuantCalibrationOp(Recorder, torch.nn.Module):
         OSError
             The record file cannot be written.
         """
-        observe(self._layers, require_type("layer_name", layer_name, str), x)
+        observe(self._layers, require_utf8("layer_name", require_type("layer_name", layer_name, str)), x)
         return x
 
     def extra_repr(self) -> str:

@@ -224,7 +224,7 @@ fuzz: system ## feed every parser and reader with what no one wrote; FUZZ_SECOND
 	@scripts/system_packages.sh requirements/debian-fuzz.txt
 	@$(configure) -B build/fuzz -DCMAKE_CXX_COMPILER=clang++-19 -DCMAKE_BUILD_TYPE=Release \
 	  -DCMAKE_CXX_FLAGS_RELEASE="-O1 -g1" -DAMCT_SANITIZE=address,undefined,fuzzer-no-link \
-	  -DAMCT_WERROR=OFF -DAMCT_BUILD_FUZZ=ON -DAMCT_BUILD_TESTS=OFF -DAMCT_BUILD_CLI=OFF -DAMCT_BUILD_EXAMPLES=OFF
+	  -DAMCT_WERROR=OFF -DAMCT_BUILD_FUZZ=ON -DAMCT_BUILD_TESTS=OFF -DAMCT_BUILD_CLI=OFF -DAMCT_BUILD_EXAMPLES=OFF -DAMCT_BUILD_SHARED=OFF
 	@"$(BIN)/cmake" --build build/fuzz -j$(JOBS)
 	@mkdir -p build/fuzz/crashes $(FUZZ_TARGETS:%=$(FUZZ_CORPUS)/%) $(FUZZ_TARGETS:%=$(FUZZ_KEPT)/%)
 	@build/fuzz/tests/fuzz/fuzz_seeds build/fuzz/seeds

@@ -115,13 +115,18 @@ LayerConfig parse_layer(const std::string& name, const Json& json, const std::st
   return layer;
 }
 
+/// A copy. Where memory runs out in std::variant's own, GCC 12 destroys what was not made.
+OptionValue copy_of(const OptionValue& value) {
+  return std::visit([](const auto& held) { return OptionValue(held); }, value);
+}
+
 /// The settings of a layer in the order of the file.
 Settings settings_of(const LayerConfig& layer, const AlgorithmSpec& spec) {
   Settings settings{{"act_algo", layer.algorithm}};
   for (const OptionSpec& option : spec.options) {
     const OptionValue& value = layer.options.at(option.key);
     if (option.is_extension && value == option.default_value) continue;
-    settings.emplace_back(option.key, value);
+    settings.emplace_back(option.key, copy_of(value));
   }
   if (layer.asymmetric) settings.emplace_back("asymmetric", *layer.asymmetric);
   settings.emplace_back("quant_granularity", static_cast<std::int64_t>(layer.granularity));

@@ -266,12 +266,21 @@ std::string AtomicFile::read_back(std::uint64_t begin, std::size_t size) const {
 void AtomicFile::commit() {
   State& state = *state_;
   if (::fsync(state.fd.get()) != 0) throw IoError(errno, "write", state.path);
-  if (state.temporary.path().empty())
+  const bool is_nameless = state.temporary.path().empty();
+  const auto close = [&] {
+    if (const int code = state.fd.close(); code != 0) throw IoError(code, "write", state.path);
+  };
+  if (is_nameless) {
+    // Nothing else is done while it has a name and is not in its place, for then it can stay
+    // behind.
     name_file(state.fd.get(), state.folder, state.path, &state.temporary);
-  if (const int code = state.fd.close(); code != 0) throw IoError(code, "write", state.path);
+  } else {
+    close();
+  }
   if (::rename(state.temporary.path().c_str(), state.path.c_str()) != 0)
     throw IoError(errno, "replace", state.path);
   state.temporary.keep();
+  if (is_nameless) close();
   sync_folder(state.folder.empty() ? "." : state.folder);
 }
 

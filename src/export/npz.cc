@@ -4,6 +4,7 @@
 #include "amct/core/file.h"
 #include "amct/core/limits.h"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <memory>
@@ -32,6 +33,11 @@ using ZipFile = std::unique_ptr<zip_file_t, Call<zip_fclose>>;
 
 [[noreturn]] void fail(const std::string& where, const char* reason) {
   throw ValueError(where + ": " + reason);
+}
+
+/// Whether libzip takes a name with it for one that is not UTF-8.
+bool is_refused_in_zip(char c) {
+  return static_cast<unsigned char>(c) < 0x20 && c != '\t' && c != '\n' && c != '\r';
 }
 
 /// UTF-8 as UTF-32, which is how NumPy keeps text; the text is well-formed.
@@ -178,6 +184,10 @@ std::string to_npz(std::span<const NpyArray> arrays) {
   for (const NpyArray& array : arrays) {
     if (array.name.find('\0') != std::string::npos)
       fail(where, "the name of a layer holds a NUL character");
+    if (std::ranges::any_of(array.name, is_refused_in_zip)) {
+      throw ValueError("a NumPy archive cannot have an array called '" + array.name +
+                       "', for its control characters; export to json");
+    }
     const std::string& content = contents.emplace_back(npy_of(array.values));
     Source source(zip_source_buffer(archive.get(), content.data(), content.size(), 0));
     if (!source) fail(where, zip_strerror(archive.get()));

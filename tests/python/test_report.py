@@ -14,7 +14,7 @@ import torch
 from amct_pytorch._report_model import Finding, Report, Severity
 from amct_pytorch._report_names import MINUS, NONE, compact, number, percent, printable, short_names
 from amct_pytorch._report_verdict import OUTLIER_RATIO, sqnr_limits
-from helpers import DECODER_LAYERS, Decoder, config_for, run_python, tokens
+from helpers import DECODER_LAYERS, Decoder, config_for, mode_of, run_python, tokens
 from report_files import KEY, NASTY, PER_CHANNEL, Odd, Skips, calibrated_files, evaluation_of
 
 
@@ -184,18 +184,20 @@ class TestModel:
             amct.report(record, record, tmp_path / "x")
         with pytest.raises(TypeError, match="title must be a str"):
             amct.report(record, counts, tmp_path / "x", title=3)  # type: ignore[arg-type]
-        with pytest.raises(OSError, match="x"):
-            amct.report(record, counts, tmp_path / "none" / "x")
+        (tmp_path / "file").write_text("")
+        with pytest.raises(NotADirectoryError, match="file"):
+            amct.report(record, counts, tmp_path / "file" / "x")
         other, _ = calibrated_files(tmp_path / "other", Odd(["own"]), layers=["own"])
         with pytest.raises(ValueError, match="different models"):
             amct.report(other, counts, tmp_path / "x")
         assert not list(tmp_path.glob("x*"))
 
-    def test_a_folder_that_is_not_there_is_named(self, files: tuple[Path, Path], tmp_path: Path) -> None:
-        path = tmp_path / "none" / "report.json"
-        with pytest.raises(OSError, match="No such file") as raised:
-            amct.report(*files, path, format="json")
-        assert raised.value.filename == str(path)
+    def test_is_written_as_other_files_are(self, files: tuple[Path, Path], tmp_path: Path) -> None:
+        """Missing folders are made, and who may read it does not depend on the umask."""
+        path = tmp_path / "new" / "report.json"
+        amct.report(*files, path, format="json")
+        assert [file.name for file in path.parent.iterdir()] == [path.name]
+        assert (mode_of(path), mode_of(path.parent)) == (0o640, 0o750)
 
     def test_a_missing_package_is_named(
         self, files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -168,6 +168,8 @@ TEST(NpzTest, ArraysReadBackAndTheSameArraysGiveTheSameBytes) {
   }
   expect_error<ValueError>([] { to_npz(std::vector<NpyArray>{{std::string("a\0b", 3), {}}}); },
                            {"NUL"});
+  expect_error<ValueError>([] { to_npz(std::vector<NpyArray>{{"a\x1b", {}}}); },
+                           {"'a\\x1b'", "control characters", "json"});
 }
 
 }  // namespace

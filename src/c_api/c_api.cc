@@ -13,6 +13,7 @@
 #include <exception>
 #include <memory>
 #include <new>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -72,6 +73,8 @@ amct_status guarded(Action action) {
   } catch (const amct::ValueError& error) {
     return failed(AMCT_VALUE_ERROR, error.what());
   } catch (const std::bad_alloc&) {
+    return failed(AMCT_MEMORY_ERROR, "memory ran out");
+  } catch (const std::length_error&) {  // more than a container could hold in any memory
     return failed(AMCT_MEMORY_ERROR, "memory ran out");
   } catch (const std::exception& error) {
     return failed(AMCT_INTERNAL_ERROR, error.what());
@@ -154,7 +157,9 @@ amct::BasicCodesView<Byte> codes_of(const amct::Codec& codec, const amct::Tensor
                            std::to_string(size));
   }
   std::vector<std::int64_t> strides(shape.size(), 1);
-  for (std::size_t i = shape.size() - 1; i > 0; --i) strides[i - 1] = strides[i] * shape[i];
+  // Without an element, the other sizes may multiply beyond 63 bits.
+  for (std::size_t i = bytes == 0 ? 0 : shape.size() - 1; i > 0; --i)
+    strides[i - 1] = strides[i] * shape[i];
   return {codes, std::move(shape), std::move(strides)};
 }
 

@@ -65,6 +65,18 @@ void check_codes(const std::vector<std::int64_t>& shape, const std::vector<std::
     throw ValueError("codes of shape " + to_string(shape) + " have a null data pointer");
   if (!strides.empty() && shape.back() > 1 && strides.back() != 1)
     throw ValueError("the bytes of a row of codes must lie one after the other");
+  std::int64_t reach = 0;
+  for (std::size_t i = 0; !empty && i < shape.size(); ++i) {
+    std::int64_t steps = 0;
+    if (shape[i] == 1) continue;
+    // Of a negative one, the distance below 0; that of the least number has no positive twin.
+    const std::int64_t stride = strides[i] > 0 ? -strides[i] : strides[i];
+    if (__builtin_mul_overflow(shape[i] - 1, stride, &steps) ||
+        __builtin_add_overflow(reach, steps, &reach)) {
+      throw ValueError("codes of shape " + to_string(shape) + " have strides " +
+                       to_string(strides) + ", which lead out of memory");
+    }
+  }
 }
 
 std::string count_of(std::int64_t count, Granularity granularity) {
@@ -84,8 +96,9 @@ class Codec::Work {
         dtype_(dtype),
         element_(static_cast<std::int64_t>(size_of(dtype))) {
     width_ = shape.empty() ? 1 : shape.back();
-    channel_stride_ = (width_ == 1 ? 1 : strides.back()) * element_;  // that of one says nothing
     const std::int64_t per_head = take_factors(codec, shape);
+    if (std::ranges::count(shape, 0) > 0) return;  // nothing is done, and strides say nothing
+    channel_stride_ = (width_ == 1 ? 1 : strides.back()) * element_;  // that of one says nothing
     for (std::size_t i = 0; i + 1 < shape.size(); ++i) {
       const bool heads = i + 3 == shape.size();
       if (shape[i] != 1)
@@ -142,12 +155,15 @@ class Codec::Work {
     if (codec.layout_ == HeadLayout::kInChannels) {
       if (per_channel_ ? width_ != codec.count_ : width_ % codec.count_ != 0)
         refuse("of " + std::to_string(width_) + " channels");
-      if (!per_channel_) expand(codec);
+      const bool is_empty = std::ranges::count(shape, 0) > 0;
+      if (!per_channel_ && !is_empty) expand(codec);
       return 0;
     }
     if (shape.size() < 3) refuse("which needs dimensions of heads, tokens and channels of a head");
     const std::int64_t heads = shape[shape.size() - 3];
-    if (codec.count_ != (per_channel_ ? heads * width_ : heads))
+    std::int64_t count = heads;
+    if (per_channel_ && __builtin_mul_overflow(heads, width_, &count)) count = -1;
+    if (codec.count_ != count)
       refuse("of " + std::to_string(heads) + " heads of " + std::to_string(width_) + " channels");
     return per_channel_ ? width_ : 1;
   }
@@ -290,9 +306,13 @@ std::vector<std::uint8_t> Codec::quantize(const TensorView& x) const {
   view.shape.back() = row_bytes(view.shape.back());
   x.validate();
   std::int64_t size = 1;
-  for (std::size_t i = view.shape.size(); i-- > 0;) {
-    view.strides[i] = size;
-    size *= view.shape[i];
+  if (x.size() == 0) {
+    size = 0;  // its other sizes may multiply beyond 63 bits
+  } else {
+    for (std::size_t i = view.shape.size(); i-- > 0;) {
+      view.strides[i] = size;
+      size *= view.shape[i];
+    }
   }
   std::vector<std::uint8_t> codes(static_cast<std::size_t>(size));
   view.data = codes.data();

@@ -267,6 +267,37 @@ TEST(CodecTest, NothingHasNoCodes) {
                    {nullptr, DType::kFloat32, {1, 0, 3}, {0, 3, 1}});
 }
 
+/// Of sizes and strides that multiply beyond 63 bits, which UBSan would see.
+TEST(CodecTest, HugeSizesAndStridesOverflowNothing) {
+  constexpr std::int64_t kHuge = std::int64_t{1} << 62;
+  constexpr std::int64_t kLeast = std::numeric_limits<std::int64_t>::min();
+  const float x = 1;
+  std::uint8_t code = 0;
+  const Codec codec(kInt8, params_of(kInt8, 1), Granularity::kPerTensor, HeadLayout::kInChannels);
+  const Codec heads(kInt8, params_of(kInt8, 2), Granularity::kPerHead, HeadLayout::kInChannels);
+  const Codec channels(kInt8, params_of(kInt8, 2), Granularity::kPerChannel,
+                       HeadLayout::kOwnDimension);
+  for (const std::vector<std::int64_t>& shape :
+       {std::vector<std::int64_t>{0, kHuge, kHuge}, {kHuge, 0, kHuge}, {kHuge, kHuge, 0}}) {
+    for (const std::int64_t stride : {kHuge, -kHuge, kLeast}) {
+      const TensorView view{&x, DType::kFloat32, shape, {stride, stride, stride}};
+      EXPECT_TRUE(codec.quantize(view).empty());
+      std::vector<std::int64_t> strides{stride, stride, 1};
+      EXPECT_NO_THROW(codec.quantize(view, {&code, shape, strides}));
+      if (shape[2] == kHuge) {
+        EXPECT_TRUE(heads.quantize(view).empty());
+      }
+      expect_error<ValueError>([&] { channels.quantize(view); }, {"do not fit"});
+    }
+  }
+  const TensorView view{&x, DType::kFloat32, {2, 2, 1}, {0, 0, 0}};
+  for (const std::vector<std::int64_t>& strides :
+       {std::vector<std::int64_t>{kLeast, 1, 1}, {kHuge, kHuge, 1}, {-kHuge, -kHuge - 2, 1}}) {
+    expect_error<ValueError>([&] { codec.quantize(view, {&code, {2, 2, 1}, strides}); },
+                             {"strides", "out of memory"});
+  }
+}
+
 TEST(CodecTest, FactorsThatSayNothing) {
   const auto make = [](const Grid& grid, std::vector<QuantParams> params, Granularity granularity) {
     return [&grid, params = std::move(params), granularity] {

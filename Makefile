@@ -149,7 +149,7 @@ coverage: system ## which lines and branches the C++ tests run: build/coverage/r
 	@"$(BIN)/ctest" --test-dir build/coverage -R '^c_api$$' $(ctest_args) | $(without_passed)
 	@mkdir -p build/coverage/report
 	@"$(BIN)/gcovr" --root . --filter src/ --filter include/ --exclude src/cli/ -j $(JOBS) \
-	  --exclude-throw-branches --exclude-unreachable-branches --merge-mode-functions=merge-use-line-min \
+	  --exclude-throw-branches --exclude-unreachable-branches --merge-lines \
 	  --html-details build/coverage/report/index.html --json-summary build/coverage/report/summary.json \
 	  --txt --print-summary --fail-under-line $(COVERED) build/coverage
 

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -72,7 +73,8 @@ void check_codes(const std::vector<std::int64_t>& shape, const std::vector<std::
     // Of a negative one, the distance below 0; that of the least number has no positive twin.
     const std::int64_t stride = strides[i] > 0 ? -strides[i] : strides[i];
     if (__builtin_mul_overflow(shape[i] - 1, stride, &steps) ||
-        __builtin_add_overflow(reach, steps, &reach)) {
+        __builtin_add_overflow(reach, steps, &reach) ||
+        reach == std::numeric_limits<std::int64_t>::min()) {
       throw ValueError("codes of shape " + to_string(shape) + " have strides " +
                        to_string(strides) + ", which lead out of memory");
     }

@@ -34,6 +34,13 @@ void expect_like_its_copy(const TensorView& view) {
     for (std::size_t g = 0; g < from_view.groups(); ++g) {
       ASSERT_EQ(from_view.value_counts(g), from_copy.value_counts(g)) << "group " << g;
     }
+    Observer range_of_view(granularity, {.range_only = true});
+    range_of_view.observe(view);
+    ASSERT_EQ(range_of_view.groups(), from_copy.groups());
+    for (std::size_t g = 0; g < from_copy.groups(); ++g) {
+      ASSERT_EQ(range_of_view.range(g).min, from_copy.value_counts(g).min()) << "group " << g;
+      ASSERT_EQ(range_of_view.range(g).max, from_copy.value_counts(g).max()) << "group " << g;
+    }
   }
 }
 
@@ -68,6 +75,7 @@ TEST_P(ViewTest, TransposedSlicedReversedAndExpanded) {
   expect_like_its_copy(view(0, {5, 3}, {1, 5}));                   // transposed matrix
   expect_like_its_copy(view(0, {2, 5, 3, 4}, {60, 4, 20, 1}));     // heads and tokens swapped
   expect_like_its_copy(view(3, {4, 5}, {16, 1}));                  // slice of the channels
+  expect_like_its_copy(view(3, {100, 36}, {40, 1}));               // of many channels
   expect_like_its_copy(view(0, {4, 5}, {16, 3}));                  // every third channel
   expect_like_its_copy(view(64, {6, 4}, {-8, 1}));                 // rows backwards
   expect_like_its_copy(view(31, {4, 8}, {8, -1}));                 // channels backwards

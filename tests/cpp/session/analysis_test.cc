@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -108,6 +109,14 @@ TEST(AnalysisTest, CoarserFactorsThanWereObserved) {
   }
 }
 
+TEST(AnalysisTest, AConstantHasAHistogramOfSomeWidth) {
+  Observer observer(Granularity::kPerTensor);
+  observer.observe(support::make_tensor(DType::kFloat32, {4, 1}, {3, 3, 3, 3}).view());
+  const LayerAnalysis analysis = analyse({.name = "a", .params = {{1, 0}}}, observer);
+  EXPECT_EQ(analysis.histogram_low, 2);
+  EXPECT_EQ(analysis.histogram_high, 4);
+}
+
 TEST(AnalysisErrorTest, WhatDoesNotFit) {
   const LayerRecord three{.name = "a", .params = {{1, 0}, {2, 0}, {3, 0}}};
   expect_error<ValueError>([&] { analyse(three, observed(Granularity::kPerChannel)); },
@@ -115,6 +124,11 @@ TEST(AnalysisErrorTest, WhatDoesNotFit) {
   const LayerRecord one{.name = "a", .params = {{1, 0}}};
   Observer ranges(Granularity::kPerTensor, {.range_only = true});
   expect_error<ValueError>([&] { analyse(one, ranges); }, {"range"});
+  Observer none(Granularity::kPerTensor, {.nonfinite = NonFinitePolicy::kSkip});
+  none.observe(
+      support::make_tensor(DType::kFloat32, {1, 1}, {std::numeric_limits<float>::infinity()})
+          .view());
+  expect_error<StateError>([&] { analyse(one, none); }, {"finite"});
   expect_error<ValueError>([&] { analyse(one, observed(Granularity::kPerTensor), 0); }, {"bin"});
 }
 

@@ -333,7 +333,7 @@ tidy-files: $(TIDY_STAMPS)
 # GoogleTest: fixtures have protected members, and a test case is as long as its story. A test's data is small, and
 # made wrong it ends the test program, as it should.
 TIDY_TESTS := bugprone-empty-catch bugprone-implicit-widening-of-multiplication-result \
-  bugprone-throwing-static-initialization bugprone-unchecked-optional-access misc-const-correctness \
+  bugprone-throwing-static-initialization bugprone-unchecked-optional-access cert-err58-cpp misc-const-correctness \
   misc-non-private-member-variables-in-classes modernize-avoid-c-arrays modernize-raw-string-literal \
   modernize-use-auto modernize-use-ranges modernize-use-string-view performance-faster-string-find performance-prefer-single-char-overloads \
   readability-container-data-pointer readability-convert-member-functions-to-static \

@@ -33,7 +33,7 @@ class JsonBuilder {
   bool number_unsigned(std::uint64_t value) { return add(value); }
   bool number_float(double value, const std::string& /*text*/) { return add(value); }
   bool string(std::string& value) { return add(std::move(value)); }
-  bool binary(typename Json::binary_t& /*value*/) { return false; }  // no JSON has any
+  bool binary(Json::binary_t& /*value*/) { return false; }  // no JSON has any
   bool start_object(std::size_t /*size*/) { return open(Json::object()); }
   bool key(std::string& key) {
     const auto [member, is_new] = open_.back()->emplace(key, nullptr);

@@ -86,9 +86,10 @@ void check_layer_name(std::string_view name, const std::string& where) {
     throw ValueError(where + ": the name of a layer, '" + std::string(name.substr(0, 32)) +
                      "...', is longer than " + std::to_string(kMaxLayerName) + " bytes");
   }
-  if (!is_utf8(name))
+  if (!is_utf8(name)) {
     throw ValueError(where + ": the name of a layer, '" + std::string(name) +
                      "', is not UTF-8 text");
+  }
 }
 
 void check_layer_count(std::size_t layers, const std::string& where) {

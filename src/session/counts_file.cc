@@ -74,13 +74,15 @@ void CountsWriter::add(std::string_view layer) { impl_->file.add(layer); }
 void CountsWriter::commit() { impl_->file.commit(); }
 
 struct CountsReader::Impl {
+  explicit Impl(const std::string& path) : file(path, kFormat) {}
+
   BlockReader file;
-  CountsHeader header{};
-  std::unordered_set<std::string> names{};
-  std::unordered_set<std::uint64_t> indexes{};
+  CountsHeader header;
+  std::unordered_set<std::string> names;
+  std::unordered_set<std::uint64_t> indexes;
 };
 
-CountsReader::CountsReader(const std::string& path) : impl_(new Impl{BlockReader(path, kFormat)}) {
+CountsReader::CountsReader(const std::string& path) : impl_(new Impl(path)) {
   AMCTCounts::CountsHeader message;
   if (!message.ParseFromString(impl_->file.next()))
     impl_->file.damaged("its header cannot be read");

@@ -46,7 +46,7 @@ bool fails(std::string_view call, Last last = [] {}) {
   if (call != fault.call || ++calls != fault.number) return false;
   if (fault.code == 0) {
     last();
-    ::raise(SIGKILL);
+    static_cast<void>(::raise(SIGKILL));
   }
   errno = fault.code;
   return true;

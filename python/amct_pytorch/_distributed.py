@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,10 @@ _PIECE = 1 << 28
 
 class OthersFailedError(RuntimeError):
     """Other processes failed, and this one did not."""
+
+
+# Seconds that others may take to let go of a tensor that was sent.
+_RELEASE = 0.2
 
 
 class Processes:
@@ -109,7 +115,8 @@ class Processes:
         """The tensors of one shape that all ranks have."""
         mine = x.to(self._device)
         everyones = [torch.empty_like(mine) for _ in range(self.size)]
-        dist.all_gather(everyones, mine, group=self._group)
+        with _released([mine, *everyones]):
+            dist.all_gather(everyones, mine, group=self._group)
         return [other.cpu() for other in everyones]
 
     @contextlib.contextmanager
@@ -327,3 +334,22 @@ def of_rank(path: str, rank: int) -> str:
     """The file of one process, where all are given one name."""
     base = Path(path)
     return str(base.with_name(f"{base.name}.rank{rank}"))
+
+
+@contextlib.contextmanager
+def _released(tensors: list[torch.Tensor]) -> Iterator[None]:
+    """Wait at the end until nobody else holds the tensors any more, but not for long.
+
+    A thread of gloo lets go of them a moment after the operation ended, for which it takes Python's lock.
+    Where the interpreter is ending by then, the process aborts ("terminate called without an active
+    exception").
+    """
+
+    def holders() -> int:
+        return sum(sys.getrefcount(tensor) for tensor in tensors)
+
+    before = holders()
+    yield
+    deadline = time.monotonic() + _RELEASE
+    while holders() > before and time.monotonic() < deadline:
+        time.sleep(0.0005)

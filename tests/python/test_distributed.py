@@ -6,12 +6,15 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import amct_pytorch as amct
 import pytest
 import torch
+from amct_pytorch._distributed import Processes
 from families import tiny
 from test_cache_tap import ids
 
@@ -138,6 +141,29 @@ def test_where_one_fails_all_raise(where: str, rank: int, error: str, tmp_path: 
     assert re.search(f"another process failed, so there is no record: rank {rank}: {error}", ended.stdout)
     assert re.search(error, ended.stderr)
     assert not (tmp_path / "record.txt").exists()
+
+
+def test_what_was_gathered_is_not_left_to_a_thread_of_gloo(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One that lets go of a tensor while the interpreter ends makes the process abort."""
+    holders: list[threading.Thread] = []
+
+    def all_gather(everyones: list[torch.Tensor], mine: torch.Tensor, group: Any) -> None:
+        for x in everyones:
+            x.copy_(mine)
+        holders.append(threading.Thread(target=lambda *held: time.sleep(0.05), args=(mine, *everyones)))
+        holders[-1].start()
+
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        monkeypatch.setattr(torch.distributed, "all_gather", all_gather)
+        assert Processes(torch.distributed.group.WORLD).tell_all({"a": 1}) == [{"a": 1}]
+        assert len(holders) == 2
+        assert not any(hasattr(holder, "_args") for holder in holders)  # a thread drops them at its end
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def main() -> None:

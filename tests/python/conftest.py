@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sysconfig
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Threads that wait by spinning make the model several times slower where other jobs share the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A shell's background job ignores it, as do its children then, and could not be told to end.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import amct_pytorch.proto
 import pytest

@@ -286,7 +286,7 @@ TEST_F(CliTest, CompletionKnowsTheWordsOfOptions) {
     const std::string line = "bash -c 'source \"" + other + "\"; COMP_WORDS=(" + words +
                              "); COMP_CWORD=$((${#COMP_WORDS[@]}-1)); _amct_bash; "
                              "echo \"${COMPREPLY[@]}\"'";
-    // The shell is what is tested. NOLINTNEXTLINE(bugprone-command-processor)
+    // The shell is what is tested. NOLINTNEXTLINE(bugprone-command-processor,cert-env33-c)
     const std::unique_ptr<FILE, int (*)(FILE*)> pipe(::popen(line.c_str(), "r"), ::pclose);
     std::string text(4096, '\0');
     text.resize(std::fread(text.data(), 1, text.size(), pipe.get()));
@@ -305,6 +305,7 @@ TEST_F(CliTest, CompletionKnowsTheWordsOfOptions) {
 }
 
 TEST(TableTest, NamesFromFilesCannotDriveTheTerminal) {
+  // NOLINTNEXTLINE(misc-misleading-bidirectional): on purpose
   EXPECT_EQ(table({{"name", "number"}, {"x\x1b[2J", "10"}, {"\u202Eyyy", "2"}}),
             "name       number\nx\\x1b[2J       10\n\\u202eyyy       2\n");
 }

@@ -69,6 +69,7 @@ TEST(LayerCountTest, UpToTheLimit) {
 }
 
 TEST(ErrorTextTest, MessagesAreUtf8AndCutOffBeyondTheLimit) {
+  // NOLINTNEXTLINE(misc-misleading-bidirectional): on purpose
   EXPECT_STREQ(ValueError("caf\xE9 \u202E").what(), "caf\\xe9 \\u202e");
   const std::string whole(kMaxMessage, 'x');
   EXPECT_EQ(ValueError(whole).what(), whole);

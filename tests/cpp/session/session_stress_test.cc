@@ -79,8 +79,10 @@ std::string record_of_one_thread(const std::vector<Job>& jobs, const std::string
   return support::read_file(path);
 }
 
-class SessionStressTest : public support::FolderTest,
-                          public testing::WithParamInterface<SessionOptions> {};
+class SessionStressTest : public testing::TestWithParam<SessionOptions> {
+ protected:
+  support::TempFolder folder;
+};
 
 INSTANTIATE_TEST_SUITE_P(All, SessionStressTest,
                          testing::Values(SessionOptions{},

@@ -2,6 +2,7 @@
 
 #include "amct/core/error.h"
 
+#include <cstdint>
 #include <limits>
 #include <string>
 #include <utility>
@@ -28,19 +29,26 @@ std::int64_t product(const std::vector<std::int64_t>& shape, std::size_t end) {
   return result;
 }
 
-/// Whether all elements lie within 63 bits of the first one.
+/// Whether all elements have addresses, which lie within 63 bits of each other.
 bool fits_memory(const TensorView& view) {
-  std::int64_t most =
-      std::numeric_limits<std::int64_t>::max() / static_cast<std::int64_t>(size_of(view.dtype)) - 1;
+  const auto element_size = static_cast<std::int64_t>(size_of(view.dtype));
+  std::int64_t most = std::numeric_limits<std::int64_t>::max() / element_size - 1;
+  std::int64_t below = 0;  // elements before the first one, and after it
+  std::int64_t above = 0;
   for (std::size_t i = 0; i < view.shape.size(); ++i) {
     const std::int64_t steps = view.shape[i] - 1;
     if (steps == 0) continue;
     const std::int64_t stride = view.strides[i];
     const std::int64_t limit = most / steps;
     if (stride > limit || stride < -limit) return false;
-    most -= steps * (stride < 0 ? -stride : stride);
+    const std::int64_t length = steps * (stride < 0 ? -stride : stride);
+    most -= length;
+    (stride < 0 ? below : above) += length;
   }
-  return true;
+  const auto first = reinterpret_cast<std::uintptr_t>(view.data);
+  return static_cast<std::uintptr_t>(below * element_size) < first &&
+         static_cast<std::uintptr_t>((above + 1) * element_size) <=
+             std::numeric_limits<std::uintptr_t>::max() - first;
 }
 
 struct Dimension {

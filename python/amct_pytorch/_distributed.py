@@ -231,10 +231,11 @@ class Processes:
                     self.send(counts, self._leaders[me - step])
                 return
             if me + step < size:
-                other = counts.with_suffix(f".{step}")
+                other, both = counts.with_suffix(f".{step}"), counts.with_suffix(".sum")
                 with _noting(errors):
                     self.receive(other, self._leaders[me + step])
-                    _core.merge_counts([str(counts), str(other)], str(counts))
+                    _core.merge_counts([str(counts), str(other)], str(both))
+                    both.replace(counts)
                 other.unlink(missing_ok=True)
             step *= 2
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from typing import Any
 
@@ -84,7 +85,7 @@ class Recorder:
         """Take a session over."""
         self._session = session
         self._layers = DeviceLayers(session)
-        self._at_release = weakref.finalize(self, _report_lost, self._layers)
+        self._at_release = weakref.finalize(self, _report_lost, self._layers, os.getpid())
 
     @property
     def record_file(self) -> str:
@@ -144,8 +145,10 @@ class Recorder:
         _warn_overwritten(self._session, self._session.write_record())
 
 
-def _report_lost(layers: DeviceLayers) -> None:
+def _report_lost(layers: DeviceLayers, process: int) -> None:
     """Write what there is, and name the layers that have no factors in the record file, in a warning."""
+    if os.getpid() != process:
+        return  # a fork of it, which ends
     try:
         layers.session.write_record()
     except (OSError, ValueError) as error:

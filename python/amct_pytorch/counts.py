@@ -78,7 +78,8 @@ def merge_counts(counts_files: Iterable[str | os.PathLike[str]], output: str | o
     OSError
         A file cannot be read or written.
     ValueError
-        A file is damaged, there is none, or a layer was observed in different ways.
+        A file is damaged, given twice or the output, there is none, or a layer was observed in different
+        ways.
     RuntimeError
         A layer has different numbers of channels.
     """

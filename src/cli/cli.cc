@@ -54,7 +54,6 @@ int run(const std::vector<std::string>& arguments, std::ostream& out, std::ostre
   program.fallthrough();
   program.footer(kFooter);
   program.add_flag("--json", context.json, "Write JSON.");
-  program.add_flag("-v,--verbose", context.verbosity, "Say more.");
   const OnParsed on_parsed = [&](Action parsed) { action = std::move(parsed); };
   add_inspect(program, on_parsed);
   add_solve(program, on_parsed);

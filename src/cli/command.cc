@@ -24,7 +24,7 @@ bool is_number(std::string_view text) {
 }  // namespace
 
 void Context::progress(std::string_view text) const {
-  if (interactive) err << "\r\x1b[K" << text << std::flush;
+  if (interactive) err << "\r\x1b[K" << printable(text) << std::flush;
 }
 
 void Context::end_progress() const {
@@ -33,10 +33,6 @@ void Context::end_progress() const {
 
 void Context::write(const nlohmann::ordered_json& json) const {
   out << json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) << '\n';
-}
-
-void Context::say(std::string_view text) const {
-  if (verbosity > 0) err << "amct: " << text << '\n';
 }
 
 std::string table(const std::vector<std::vector<std::string>>& rows) {

@@ -23,7 +23,6 @@ struct Context {
   std::ostream& err;
   bool interactive = false;
   bool json = false;
-  int verbosity = 0;
 
   /// A line on `err` that the next one replaces; nothing where nobody watches.
   void progress(std::string_view text) const;
@@ -32,8 +31,6 @@ struct Context {
   /// Writes JSON to `out`. Bytes of names that are not UTF-8, which JSON cannot hold, become
   /// U+FFFD.
   void write(const nlohmann::ordered_json& json) const;
-  /// A line on `err` with -v.
-  void say(std::string_view text) const;
 };
 
 /// What a subcommand does once its arguments are parsed.

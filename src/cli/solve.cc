@@ -96,7 +96,10 @@ void check_changes(const std::string& counts, const Changes& changes) {
 
 Exit solve(const std::string& counts, const std::string& record, const Changes& changes,
            const Context& context) {
-  if (!record.empty()) check_output_path(record);
+  if (!record.empty()) {
+    check_output_path(record);
+    check_different_files(std::array{counts, record});
+  }
   if (!changes.empty()) check_changes(counts, changes);
   context.progress("searching");
   const std::vector<LayerResult> results = solve_counts(counts, changes);

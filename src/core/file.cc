@@ -7,6 +7,8 @@
 #include <cerrno>
 #include <cstdint>
 #include <filesystem>
+#include <map>
+#include <span>
 #include <system_error>
 #include <utility>
 
@@ -219,6 +221,22 @@ void check_output_path(const std::string& path) {
   }
 }
 
+void check_different_files(std::span<const std::string> paths) {
+  std::map<fs::path, const std::string*> seen;
+  for (const std::string& path : paths) {
+    std::error_code failed;  // whoever opens the file will say so
+    fs::path place = fs::absolute(path, failed);
+    if (fs::path canonical = fs::weakly_canonical(place, failed); !failed)
+      place = std::move(canonical);
+    const auto [at, is_new] = seen.emplace(place.lexically_normal(), &path);
+    if (is_new) continue;
+    throw ValueError(*at->second == path
+                         ? "'" + path + "' is given twice, where two files are needed"
+                         : "'" + *at->second + "' and '" + path +
+                               "' are one file, where two are needed");
+  }
+}
+
 void create_folders_of(const std::string& path) { create_folders(fs::path(path).parent_path()); }
 
 struct AtomicFile::State {
@@ -266,21 +284,17 @@ std::string AtomicFile::read_back(std::uint64_t begin, std::size_t size) const {
 void AtomicFile::commit() {
   State& state = *state_;
   if (::fsync(state.fd.get()) != 0) throw IoError(errno, "write", state.path);
-  const bool is_nameless = state.temporary.path().empty();
-  const auto close = [&] {
-    if (const int code = state.fd.close(); code != 0) throw IoError(code, "write", state.path);
-  };
-  if (is_nameless) {
+  if (state.temporary.path().empty()) {
     // Nothing else is done while it has a name and is not in its place, for then it can stay
-    // behind.
+    // behind. It is closed with this object: its content is on the disk.
     name_file(state.fd.get(), state.folder, state.path, &state.temporary);
-  } else {
-    close();
+  } else if (const int code = state.fd.close(); code != 0) {
+    throw IoError(code, "write", state.path);
   }
   if (::rename(state.temporary.path().c_str(), state.path.c_str()) != 0)
     throw IoError(errno, "replace", state.path);
   state.temporary.keep();
-  if (is_nameless) close();
+  state.fd.close();
   sync_folder(state.folder.empty() ? "." : state.folder);
 }
 

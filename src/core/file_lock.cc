@@ -70,10 +70,34 @@ bool is_at(int fd, const std::string& path) {
 
 enum class Try : std::uint8_t { kLocked, kHeldByAnother, kImpossible };
 
+/// Opens the file to be locked; -1 where the folder takes no files, as then nobody writes there.
+/// Throws where one is there and cannot be opened, since somebody may hold it.
+int open_lock(const std::string& path) {
+  for (;;) {
+    int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, kLockMode);
+    const int code = errno;
+    if (fd >= 0) return fd;
+    if (code == EINTR) continue;
+    if (code == ELOOP) {
+      throw StateError("'" + path +
+                       "' is a link, which is not followed; remove it: it stands where a lock is "
+                       "kept while a run writes");
+    }
+    // Of another user, whose processes a lock through this excludes all the same.
+    if (code == EACCES) fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd >= 0) return fd;
+    struct stat there{};
+    const bool is_there = ::lstat(path.c_str(), &there) == 0;
+    if (is_there || code == EMFILE || code == ENFILE || code == ENOMEM)
+      throw IoError(code, "lock", path);
+    return -1;
+  }
+}
+
 /// Tries to lock `path`; `*fd` gets the open file, `*holder` who holds it.
 Try try_lock(const std::string& path, int* fd, std::string* holder) {
   for (;;) {
-    *fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, kLockMode);
+    *fd = open_lock(path);
     if (*fd < 0) return Try::kImpossible;
     if (::flock(*fd, LOCK_EX | LOCK_NB) != 0) {
       const bool is_held = errno == EWOULDBLOCK;
@@ -91,6 +115,7 @@ Try try_lock(const std::string& path, int* fd, std::string* holder) {
 struct FileLock::Held {
   std::string path;
   int fd = -1;
+  pid_t owner = ::getpid();
 
   Held() = default;
   Held(const Held&) = delete;
@@ -98,8 +123,10 @@ struct FileLock::Held {
   ~Held() {
     if (fd < 0) return;
     const std::lock_guard guard(mutex());  // else this process would find it held by another one
-    ::unlink(path.c_str());
-    ::flock(fd, LOCK_UN);  // also for a child process that has the file open
+    if (owner == ::getpid()) {             // not in a child process, which has it by a fork
+      ::unlink(path.c_str());
+      ::flock(fd, LOCK_UN);  // also for a child process that has the file open
+    }
     ::close(fd);
   }
 
@@ -125,11 +152,16 @@ FileLock::FileLock(const std::string& path, std::chrono::milliseconds patience) 
   const std::string locked = lock_path(path).string();
   const auto deadline = std::chrono::steady_clock::now() + patience;
   for (;;) {
+    std::shared_ptr<Held>
+        shared;  // given up after the guard, which the end of the last share takes
     {
       const std::lock_guard guard(Held::mutex());
       std::weak_ptr<Held>& known = Held::all()[locked];
-      held_ = known.lock();
-      if (held_ != nullptr) return;
+      shared = known.lock();
+      if (shared != nullptr && shared->owner == ::getpid()) {
+        held_ = std::move(shared);
+        return;
+      }
       auto held = std::make_shared<Held>();
       held->path = locked;
       std::string holder;

@@ -1,5 +1,7 @@
 #include "amct/export/exporter.h"
 
+#include "amct/core/file.h"
+
 #include <algorithm>
 #include <array>
 
@@ -50,6 +52,7 @@ ExportReport export_layers(std::span<const LayerRecord> layers, std::string_view
 ExportReport export_record(const std::string& record_file, std::string_view runtime,
                            const ExportOptions& options) {
   runtime_named(runtime);  // before the record is read
+  check_different_files(std::array{record_file, options.output});
   return export_layers(read_record(record_file), runtime, options);
 }
 

@@ -30,6 +30,7 @@ class BlockWriter {
   /// Ends the file. Throws IoError; the file that was there is then as it was.
   void commit();
 
+  const std::string& path() const { return file_.path(); }
   std::size_t blocks() const { return blocks_.size(); }
   /// The content of a block that was added. Throws IoError.
   std::string read_back(std::size_t block) const;

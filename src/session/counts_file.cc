@@ -1,6 +1,7 @@
 #include "amct/session/counts_file.h"
 
 #include "amct/core/error.h"
+#include "amct/core/file.h"
 #include "amct/core/text.h"
 #include "amct/search/search.h"
 
@@ -53,6 +54,7 @@ CountsWriter& CountsWriter::operator=(CountsWriter&&) noexcept = default;
 CountsWriter::~CountsWriter() = default;
 
 void CountsWriter::add(const LayerConfig& config, std::uint64_t index, const Observer& observer) {
+  check_layer_count(layers() + 1, impl_->file.path());
   AMCTCounts::LayerCounts message;
   message.set_index(index);
   message.set_config(json_of(config));
@@ -157,6 +159,9 @@ void check_same_observation(const LayerConfig& a, const LayerConfig& b, const st
 }
 
 void merge_counts(std::span<const std::string> inputs, const std::string& output) {
+  std::vector<std::string> files(inputs.begin(), inputs.end());
+  files.push_back(output);
+  check_different_files(files);
   std::vector<LayerCounts> layers;
   std::unordered_map<std::string, std::size_t> places;
   CountsHeader header;

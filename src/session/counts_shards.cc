@@ -1,5 +1,6 @@
 // Counts files of processes that each have a part of every layer.
 #include "amct/core/error.h"
+#include "amct/core/file.h"
 #include "amct/session/counts_file.h"
 
 #include <algorithm>
@@ -106,6 +107,9 @@ LayerCounts join(std::vector<LayerCounts>& shards, const WholeLayer& whole) {
 void join_counts(std::span<const std::string> inputs, const std::string& output,
                  const std::map<std::string, WholeLayer>& whole) {
   if (inputs.empty()) throw ValueError("there are no shards to put side by side");
+  std::vector<std::string> files(inputs.begin(), inputs.end());
+  files.push_back(output);
+  check_different_files(files);
   std::vector<CountsReader> readers;
   for (const std::string& path : inputs) readers.emplace_back(path);
   CountsWriter writer(output, readers[0].header());

@@ -10,6 +10,7 @@
 #include "amct/session/counts_file.h"
 
 #include <algorithm>
+#include <array>
 #include <exception>
 #include <map>
 #include <mutex>
@@ -129,7 +130,7 @@ struct Session::Impl {
   std::vector<std::string> order;  // the configuration's names; empty for an operator
   std::unordered_map<std::string, std::size_t> places;  // where each stands in it
   CalibrationConfig config;                             // without layers for an operator
-  bool keeps_counts = false;                            // whether a counts file was asked for
+  std::string counts_file;                              // empty: none is written
   std::optional<LayerConfig> any_layer;  // how a layer without a name of its own is calibrated
 
   mutable std::shared_mutex layers_mutex;  // guards the map, not the layers
@@ -145,6 +146,7 @@ struct Session::Impl {
 
   mutable std::mutex counts_mutex;                       // guards what follows
   std::optional<CountsWriter> counts;                    // of layers that are finished
+  bool counts_lost = false;                              // since they could not be written
   std::unordered_map<std::size_t, std::size_t> counted;  // by their places in the configuration
 
   // The last member: its end waits for tasks that use the others.
@@ -281,6 +283,7 @@ struct Session::Impl {
       counted.emplace(place, counted.size());
     } catch (const std::exception&) {
       counts.reset();
+      counts_lost = true;
       const std::lock_guard results_lock(results_mutex);
       if (!failure) failure = std::current_exception();
     }
@@ -299,7 +302,17 @@ struct Session::Impl {
             .data = data,
             .batches_done = 0,
             .sample_bytes = sample_bytes,
-            .keeps_counts = keeps_counts};
+            .keeps_counts = !counts_file.empty()};
+  }
+
+  /// Throws StateError where finished layers have no counts any more, which a snapshot must have.
+  void check_counts_are_kept() const {
+    const std::lock_guard lock(counts_mutex);
+    if (counts_lost) {
+      throw StateError(
+          "what finished layers were seen to hold could not be written to the counts file, so a "
+          "snapshot has nothing to go on from; the one before stays");
+    }
   }
 
   /// What the counts file has of a finished layer; nothing where none is written. The caller holds
@@ -382,6 +395,8 @@ struct Session::Impl {
 Session::Session(CalibrationConfig config, std::string record_file, const SessionOptions& options)
     : impl_(new Impl(options)) {
   check_output_path(record_file);
+  if (!options.counts_file.empty())
+    check_different_files(std::array{record_file, options.counts_file});
   impl_->lock.emplace(record_file);
   if (config.batch_num < 1) {
     throw ValueError("batch_num must be > 0, not " + std::to_string(config.batch_num));
@@ -390,7 +405,7 @@ Session::Session(CalibrationConfig config, std::string record_file, const Sessio
   impl_->sample_bytes = share_of(options, config.batch_num, config.layers.size());
   impl_->record_file = std::move(record_file);
   impl_->config = config;
-  impl_->keeps_counts = !options.counts_file.empty();
+  impl_->counts_file = options.counts_file;
   if (!options.counts_file.empty()) {
     impl_->counts.emplace(options.counts_file,
                           CountsHeader{.batch_num = config.batch_num,
@@ -505,9 +520,13 @@ void Session::save(const std::string& snapshot, std::int64_t batches_done,
                    const std::string& data) {
   if (impl_->order.empty()) throw StateError("what an operator has seen cannot be saved");
   if (batches_done < 0) throw ValueError("batches_done must not be negative");
+  std::vector<std::string> files{snapshot, impl_->record_file};
+  if (!impl_->counts_file.empty()) files.push_back(impl_->counts_file);
+  check_different_files(files);
   impl_->wait_for_searches();
   if (unfinished().empty())
     throw StateError("all layers are finished; there is nothing to go on with");
+  impl_->check_counts_are_kept();
   SnapshotHeader header = impl_->snapshot_header(data);
   header.batches_done = batches_done;
   SnapshotWriter writer(snapshot, header);
@@ -521,6 +540,7 @@ void Session::save(const std::string& snapshot, std::int64_t batches_done,
     lock.unlock();
     writer.add(i, impl_->result(layer.config.name), impl_->saved_counts(i));
   }
+  impl_->check_counts_are_kept();  // layers may have been finished meanwhile
   writer.commit();
 }
 

@@ -370,3 +370,27 @@ def _whole_interpreter() -> Iterator[None]:
     yield
     assert signal.getsignal(signal.SIGTERM) == before
     assert sys.exc_info() == (None, None, None)
+
+
+def test_a_forked_process_that_ends_leaves_the_run_alone(tmp_path: Path) -> None:
+    script = """
+        import os, pathlib, sys
+        sys.path.insert(0, sys.argv[1])
+        import amct_pytorch as amct
+        from helpers import Decoder, config_for, tokens
+        model = Decoder()
+        config = config_for(pathlib.Path("."), model, definition="batch_num: 2")
+        with amct.calibrate(model, config, "record.txt"):
+            model(tokens())
+            before = sorted(os.listdir())
+            child = os.fork()
+            if child == 0:
+                sys.exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+            assert sorted(os.listdir()) == before and ".record.txt.lock" in before
+            model(tokens())
+        print(len(amct.read_record("record.txt")))
+    """
+    ended = run_python(script, Path(__file__).parent, cwd=tmp_path)
+    assert ended.stdout.strip() == "4"
+    assert "have no factors" not in ended.stderr

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -23,6 +24,10 @@ std::string read_text_file(const std::string& path, std::size_t limit = kMaxText
 /// in
 /// '/'), a component longer than 255 bytes, or a NUL inside.
 void check_output_path(const std::string& path);
+
+/// Throws ValueError, which names them, where two of the paths lead to one file, links followed.
+/// For what is read and what is written: what is written would take its place.
+void check_different_files(std::span<const std::string> paths);
 
 /// Makes the folders that `path` lies in, with mode 750. Throws IoError.
 void create_folders_of(const std::string& path);

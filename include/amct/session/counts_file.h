@@ -42,7 +42,8 @@ class CountsWriter {
   CountsWriter& operator=(CountsWriter&&) noexcept;
   ~CountsWriter();
 
-  /// Throws IoError, and StateError for a layer of more than 2 GiB.
+  /// Throws IoError; StateError for a layer of more than 2 GiB, ValueError for one more than
+  /// kMaxLayers.
   void add(const LayerConfig& config, std::uint64_t index, const Observer& observer);
 
   std::size_t layers() const;  ///< that were added
@@ -84,10 +85,11 @@ std::vector<LayerResult> solve_counts(
     const std::string& path, std::span<const std::pair<std::string, OptionValue>> changes = {});
 
 /// Writes the sum of counts files, layer by layer: as if one run had seen what all of them have.
-/// Layers stand in the order of the first file that has them. Holds all layers in memory. Throws as
-/// CountsReader and CountsWriter do, ValueError where a layer was observed in different ways (tap,
-/// slice, granularity, heads, max_position, sink_tokens, query_weighted) and StateError as
-/// Observer::merge does.
+/// Layers stand in the order of the first file that has them, and with its search and format. Holds
+/// all layers in memory. Throws as CountsReader and CountsWriter do; ValueError where a file is
+/// given twice, or is the output, and where a layer was observed in different ways (tap, slice,
+/// granularity, heads, max_position, sink_tokens, query_weighted); StateError as Observer::merge
+/// does.
 void merge_counts(std::span<const std::string> inputs, const std::string& output);
 
 /// A layer of a model whose parts several processes have (tensor parallelism). 0: not known.

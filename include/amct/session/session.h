@@ -136,8 +136,10 @@ class Session {
   /// the same bits. `batches_done` is the caller's count of what need not be shown again, `data`
   /// names what is shown: a digest of it, or nothing. To be called between two batches: of one that
   /// some layers have seen, those would see it twice. Waits for searches. Throws IoError, and then
-  /// a snapshot that was there is as it was; StateError where nothing is left to be seen, of a
-  /// layer of more than 2 GiB, and for an operator's session; and as write_record() does.
+  /// a snapshot that was there is as it was; StateError where nothing is left to be seen, where the
+  /// counts file could not be written, of a layer of more than 2 GiB, and for an operator's
+  /// session; ValueError where `snapshot` is the record or the counts file; and as write_record()
+  /// does.
   void save(const std::string& snapshot, std::int64_t batches_done, const std::string& data = {});
   /// Takes over what save() saved of a session with the same configuration, memory_budget, and
   /// counts_file or none, that was shown the same `data`. Returns batches_done. Throws IoError;

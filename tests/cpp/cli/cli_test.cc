@@ -3,6 +3,7 @@
 
 #include "amct/record/record_file.h"
 #include "amct/search/search.h"
+#include "amct/session/counts_file.h"
 #include "amct/session/session.h"
 
 #include <cstdio>
@@ -128,7 +129,8 @@ TEST_F(CliTest, SolveWithoutARecordOnlyShows) {
 
 TEST_F(CliTest, MergeAddsUp) {
   const std::string sum = folder / "sum.counts";
-  EXPECT_EQ(call({"merge", counts, counts, "-o", sum}).code, 0);
+  support::write_file(folder / "more.counts", support::read_file(counts));
+  EXPECT_EQ(call({"merge", counts, folder / "more.counts", "-o", sum}).code, 0);
   const Json json = Json::parse(call({"inspect", sum, "--json"}).out);
   EXPECT_EQ(json["layers"][1]["rows"], 128);
   EXPECT_EQ(Json::parse(call({"merge", counts, "-o", sum, "--json"}).out)["counts"], sum);
@@ -308,6 +310,36 @@ TEST(TableTest, NamesFromFilesCannotDriveTheTerminal) {
   // NOLINTNEXTLINE(misc-misleading-bidirectional): on purpose
   EXPECT_EQ(table({{"name", "number"}, {"x\x1b[2J", "10"}, {"\u202Eyyy", "2"}}),
             "name       number\nx\\x1b[2J       10\n\\u202eyyy       2\n");
+}
+
+TEST_F(CliTest, NamesFromFilesCannotDriveATerminalThatWatches) {
+  LayerConfig layer =
+      default_config(Arguments{"x\x1b]0;owned\x07\x1b[2J"}, algorithm_catalog()).layers[0];
+  Observer observer(Granularity::kPerTensor);
+  const support::Tensor batch = support::make_tensor(
+      DType::kBFloat16, {4, 8}, support::sample(support::Distribution::kNormal, 32, 1));
+  observer.observe(batch.view());
+  CountsWriter writer(counts, {});
+  writer.add(layer, 0, observer);
+  writer.commit();
+  std::ostringstream out;
+  std::ostringstream err;
+  EXPECT_EQ(run({"inspect", counts}, out, err, true), 0);
+  EXPECT_NE(err.str().find("x\\x1b]0;owned\\x07\\x1b[2J"), std::string::npos);
+  for (const std::string& text : {out.str(), err.str()}) {
+    EXPECT_EQ(text.find('\a'), std::string::npos);
+    EXPECT_EQ(text.find("\x1b]"), std::string::npos);
+    EXPECT_EQ(text.find("\x1b[2J"), std::string::npos);
+  }
+}
+
+TEST_F(CliTest, WhatIsReadIsNotWritten) {
+  const std::string before = support::read_file(counts);
+  expect_error({"solve", counts, "-o", counts}, Exit::kError, "is given twice");
+  EXPECT_EQ(support::read_file(counts), before);
+  const std::string factors = support::read_file(record);
+  expect_error({"export", record, "--to", "json", "-o", record}, Exit::kError, "is given twice");
+  EXPECT_EQ(support::read_file(record), factors);
 }
 
 TEST_F(CliTest, NamesThatAreNotUtf8AreJsonAllTheSame) {

@@ -94,8 +94,40 @@ TEST_F(FileLockTest, MissingFoldersAreMadeAndNamesMayBeLong) {
 /// The name of a lock is known to everybody, and a link there could lead anywhere.
 TEST_F(FileLockTest, ALinkInItsPlaceIsNotFollowed) {
   std::filesystem::create_symlink(folder / "elsewhere", folder / ".record.txt.lock");
-  const FileLock lock(path);
+  expect_error<StateError>([&] { const FileLock lock(path); },
+                           {".record.txt.lock", "is a link", "remove it"});
   EXPECT_FALSE(std::filesystem::exists(folder / "elsewhere"));
+}
+
+TEST_F(FileLockTest, WhatCannotBeOpenedIsNotTakenForNoLock) {
+  std::filesystem::create_directory(folder / ".record.txt.lock");
+  expect_error<IoError>([&] { const FileLock lock(path); }, {".record.txt.lock", "directory"});
+}
+
+TEST_F(FileLockTest, AForkedProcessDoesNotShareIt) {
+  std::optional<FileLock> lock(path);
+  const int code = in_another_process([&] {
+    try {
+      const FileLock another(path);
+      return 1;
+    } catch (const StateError&) {
+      lock.reset();  // as where the child ends by exit()
+      return 0;
+    }
+  });
+  EXPECT_EQ(code, 0);
+  EXPECT_EQ(folder.names(), std::vector<std::string>{".record.txt.lock"});
+  const int refused = in_another_process([&] {
+    try {
+      const FileLock another(path);
+      return 1;
+    } catch (const StateError&) {
+      return 0;
+    }
+  });
+  EXPECT_EQ(refused, 0);
+  lock.reset();
+  EXPECT_TRUE(folder.names().empty());
 }
 
 TEST_F(FileLockTest, ManyThreadsAndProcessesTakeTurns) {

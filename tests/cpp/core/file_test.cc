@@ -2,6 +2,7 @@
 
 #include "amct/core/error.h"
 
+#include <array>
 #include <cerrno>
 #include <filesystem>
 #include <string>
@@ -198,6 +199,32 @@ TEST_F(FileTest, ARelativePathWithoutAFolderIsWrittenHere) {
   std::filesystem::current_path(before);
   EXPECT_EQ(read_file(folder / "plain"), "x");
   EXPECT_EQ(read_file(folder / "sub/file"), "y");
+}
+
+TEST_F(FileTest, OneFileIsNotTakenForTwo) {
+  const auto check = [&](const std::vector<std::string>& names) {
+    std::vector<std::string> paths;
+    for (const std::string& name : names) paths.push_back(folder / name);
+    check_different_files(paths);
+  };
+  write_file(folder / "a", "x");
+  std::filesystem::create_directory(folder / "sub");
+  std::filesystem::create_symlink("a", folder / "link");
+  EXPECT_NO_THROW(check({}));
+  EXPECT_NO_THROW(check({"a", "b", "sub/a", "sub", "missing"}));
+  expect_error<ValueError>([&] { check({"b", "a", "c", "a"}); },
+                           {"a' is given twice, where two files are needed"});
+  for (const std::string other : {"./a", "sub/../a", "link"}) {
+    expect_error<ValueError>([&] { check({"a", other}); },
+                             {"a' and '" + folder.path(), other, "are one file"});
+  }
+  // Also files that are not there yet.
+  EXPECT_THROW(check({"new/b", "new/x/../b"}), ValueError);
+  const std::filesystem::path before = std::filesystem::current_path();
+  std::filesystem::current_path(folder.path());
+  EXPECT_THROW(check_different_files(std::array{std::string("a"), folder / "a"}), ValueError);
+  EXPECT_THROW(check_different_files(std::array{std::string("n"), folder / "n"}), ValueError);
+  std::filesystem::current_path(before);
 }
 
 TEST_F(FileTest, AFullDiskLeavesTheOldFileWholeAndNoTemporary) {

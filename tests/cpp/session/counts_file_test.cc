@@ -1,6 +1,7 @@
 #include "amct/session/counts_file.h"
 
 #include "amct/core/error.h"
+#include "amct/core/limits.h"
 #include "amct/record/record_file.h"
 #include "amct/search/search.h"
 #include "amct/session/session.h"
@@ -187,6 +188,39 @@ TEST_F(CountsFileTest, IsSolvedAgainInOtherWays) {
                            {path, "layer 'a'", "observed per_tensor"});
   const Changes unknown{{"colour", std::string("red")}};
   expect_error<ValueError>([&] { solve_counts(path, unknown); }, {"layer 'b'", "colour"});
+}
+
+TEST_F(CountsFileTest, NothingCountsTwiceInSilence) {
+  for (const char* name : {"a", "b"}) CountsWriter(folder / name, {}).commit();
+  const std::string before = support::read_file(folder / "a");
+  const auto merge = [&](const Names& names, const std::string& output) {
+    Names inputs;
+    for (const std::string& name : names) inputs.push_back(folder / name);
+    merge_counts(inputs, folder / output);
+  };
+  expect_error<ValueError>([&] { merge({"a", "b", "./a"}, "all"); }, {"a' and '", "one file"});
+  expect_error<ValueError>([&] { merge({"a", "b"}, "a"); }, {"a' is given twice"});
+  EXPECT_EQ(support::read_file(folder / "a"), before);
+  EXPECT_FALSE(std::filesystem::exists(folder / "all"));
+  EXPECT_NO_THROW(merge({"a", "b"}, "all"));
+}
+
+TEST_F(CountsFileTest, WhatCouldNotBeReadIsNotWritten) {
+  Observer observer(Granularity::kPerTensor);
+  observer.observe(batch(1).view());
+  LayerConfig layer = config_of(1).layers[0];
+  CountsWriter writer(folder / "large", {});
+  for (std::size_t i = 0; i < kMaxLayers; ++i) {
+    layer.name = std::to_string(i);
+    writer.add(layer, i, observer);
+  }
+  expect_error<ValueError>([&] { writer.add(layer, kMaxLayers, observer); },
+                           {folder / "large", std::to_string(kMaxLayers) + " layers"});
+  writer.commit();
+  CountsReader reader(folder / "large");
+  std::size_t layers = 0;
+  while (reader.next()) ++layers;
+  EXPECT_EQ(layers, kMaxLayers);
 }
 
 TEST_F(CountsFileTest, OtherWaysOfObservingAreNotMerged) {

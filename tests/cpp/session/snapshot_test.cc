@@ -221,6 +221,47 @@ TEST_F(SnapshotTest, WhatCannotBeSaved) {
   expect_error<StateError>([&] { of_operator.restore(snapshot); }, {"operator"});
 }
 
+TEST_F(SnapshotTest, WithTheNameOfAnotherFileOfTheRunItIsRefused) {
+  const std::string record = folder / "record.txt";
+  const std::string counts = folder / "all.counts";
+  expect_error<ValueError>(
+      [&] { const Session session(config(), record, {.counts_file = record}); },
+      {"record.txt' is given twice"});
+  Session session(config(), record, {.counts_file = counts});
+  show(session, DType::kBFloat16, 0, 2);
+  for (const std::string& other : {record, counts})
+    expect_error<ValueError>([&] { session.save(other, 2); }, {other, "is given twice"});
+}
+
+/// A snapshot without the counts of finished layers could not be gone on from.
+TEST_F(SnapshotTest, WhereCountsWereLostTheOneBeforeStays) {
+  const SessionOptions options{.counts_file = folder / "all.counts"};
+  save_at(3, DType::kFloat32, options);
+  const std::string before = support::read_file(snapshot);
+  const auto lose_counts = [&] {
+    Session session(config(), folder / "record.txt", options);
+    session.restore(snapshot);
+    show(session, DType::kFloat32, 3, kBatches);
+    try {
+      session.write_record();
+      return 1;
+    } catch (const IoError& error) {
+      if (error.path() != options.counts_file) return 2;
+    }
+    try {
+      session.save(snapshot, kBatches);
+      return 3;
+    } catch (const StateError& error) {
+      if (std::string(error.what()).find("counts file") == std::string::npos) return 4;
+    }
+    return 0;
+  };
+  EXPECT_EQ(support::with_file_size_limit(1000, lose_counts), 0);
+  EXPECT_EQ(support::read_file(snapshot), before);
+  Session next(config(), folder / "record.txt", options);
+  EXPECT_EQ(next.restore(snapshot), 3);
+}
+
 /// Any byte that is another, and any end that is missing, is told of, and nothing is taken over.
 TEST_F(SnapshotTest, ADamagedOneIsRefused) {
   save_at(7, DType::kBFloat16, {.counts_file = folder / "all.counts"});

@@ -189,6 +189,18 @@ TEST(HfmgRangesTest, TheSparserEndIsCutAndTheRightOneOnATie) {
   EXPECT_EQ(hfmg_ranges(h)[0], (BinRange{4, 1023}));  // three empty bins and the one that counts
 }
 
+/// A hundred-thousandth of the values, rounded up, and one at least.
+TEST(HfmgRangesTest, HowManyValuesAreCut) {
+  Histogram h{std::vector<std::uint64_t>(1024, 1), 0, 1, 1.0 / 1024};
+  for (const std::uint64_t quota : {1, 2, 3}) {
+    const auto last = static_cast<std::int64_t>(1023 - quota);
+    h.counts[512] = quota * 100000 - 1023;
+    EXPECT_EQ(hfmg_ranges(h)[0], (BinRange{0, last})) << quota;
+    ++h.counts[512];
+    EXPECT_EQ(hfmg_ranges(h)[0], (BinRange{0, last - 1})) << quota;
+  }
+}
+
 TEST(HfmgKnownTest, CountsWeighAsManyCopiesDo) {
   const ValueCounts once = ValueCounts::of(support::sample(Distribution::kFewValues, 100, 9));
   std::vector<std::uint64_t> counts;

@@ -1,6 +1,6 @@
 # Builds, tests and demonstrates the project; `make help` lists what there is.
 # Settings, as in `make PYTHON=python3.12 VENV=.venv-3.12 test`:
-#   PYTHON       the Python that a new virtual environment is made with (3.11 to 3.13)
+#   PYTHON       the Python that a new virtual environment is made with (3.10 and newer)
 #   VENV         the folder of the virtual environment
 #   JOBS         how many things are built or checked at once
 #   WERROR       OFF lets compiler warnings pass, should a newer compiler have more of them than ours

@@ -44,9 +44,12 @@ foreach(schema basic_info quant_calibration_config_pytorch scale_offset_record_p
   endif()
 endforeach()
 
-# A program in C, by pkg-config.
-find_program(PKG_CONFIG pkg-config)
-if(PKG_CONFIG AND NOT SANITIZE)
+# A program in C, by pkg-config, which requirements/debian.txt has (pkgconf).
+if(NOT SANITIZE)
+  find_program(PKG_CONFIG pkg-config)
+  if(NOT PKG_CONFIG)
+    message(FATAL_ERROR "there is no pkg-config; install what requirements/debian.txt lists")
+  endif()
   file(GLOB_RECURSE package "${WORK_DIR}/prefix/*/amct.pc")
   get_filename_component(packages "${package}" DIRECTORY)
   set(ENV{PKG_CONFIG_PATH} "${packages}")

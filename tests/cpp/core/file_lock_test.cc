@@ -5,7 +5,7 @@
 #include <array>
 #include <chrono>
 #include <filesystem>
-#include <functional>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <thread>
@@ -22,15 +22,6 @@ namespace amct {
 namespace {
 
 using support::expect_error;
-
-/// What another process returns.
-int in_another_process(const std::function<int()>& work) {
-  const pid_t child = ::fork();
-  if (child == 0) ::_exit(work());
-  int status = 0;
-  EXPECT_EQ(::waitpid(child, &status, 0), child);
-  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-}
 
 class FileLockTest : public support::FolderTest {
  protected:
@@ -131,21 +122,45 @@ TEST_F(FileLockTest, AForkedProcessDoesNotShareIt) {
 }
 
 TEST_F(FileLockTest, ManyThreadsAndProcessesTakeTurns) {
-  const auto work = [&] {
-    for (int i = 0; i < 50; ++i) {
+  // Locks of one process do not exclude each other, so that its threads have a mutex.
+  std::mutex mutex;
+  const auto count = [&] {
+    for (int i = 0; i < 25; ++i) {
       const FileLock lock(path, std::chrono::seconds(60));
+      const std::lock_guard turn(mutex);
       const std::string counter = folder / "counter";
-      const int count =
+      const int number =
           std::filesystem::exists(counter) ? std::stoi(support::read_file(counter)) : 0;
-      support::write_file(counter, std::to_string(count + 1));
+      support::write_file(counter, std::to_string(number + 1));
     }
+  };
+  const auto work = [&] {
+    std::thread other(count);
+    count();
+    other.join();
     return 0;
   };
-  std::vector<std::thread> processes;
-  processes.reserve(4);
-  for (int i = 0; i < 4; ++i)
-    processes.emplace_back([&] { EXPECT_EQ(in_another_process(work), 0); });
-  for (std::thread& process : processes) process.join();
+  // All are forked before there is a thread: a child has what another thread held at that moment,
+  // the allocator's locks for one, and nobody to let go of it.
+  std::vector<pid_t> processes;
+  for (int i = 0; i < 4; ++i) {
+    const pid_t child = ::fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+      int result = 1;
+      try {
+        result = work();
+      } catch (...) {
+      }
+      ::_exit(result);
+    }
+    processes.push_back(child);
+  }
+  for (const pid_t process : processes) {
+    int status = 0;
+    ASSERT_EQ(::waitpid(process, &status, 0), process);
+    EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
+  }
   EXPECT_EQ(support::read_file(folder / "counter"), "200");
 }
 

@@ -4,6 +4,8 @@
 // AMCT_FAULT=CALL:NUMBER:WHAT  the NUMBERth CALL (open, write, fsync, linkat, close, rename) on a
 // regular file that is written fails with the errno WHAT, or the process is killed where WHAT is
 // "kill". A write that is to be killed writes half of its bytes before.
+// AMCT_FAULT=list  nothing fails; the standard error gets a line for each of these calls, and
+// behind "rename" the name of the file that it puts into its place.
 #include <atomic>
 #include <cerrno>
 #include <csignal>
@@ -16,6 +18,7 @@
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 namespace {
@@ -30,6 +33,7 @@ Fault read_fault() {
   const char* text = std::getenv("AMCT_FAULT");  // NOLINT(concurrency-mt-unsafe): nobody sets it
   if (text == nullptr) return {};
   const std::string all(text);
+  if (all == "list") return {all};
   const std::size_t first = all.find(':');
   const std::size_t second = all.find(':', first + 1);
   if (second == std::string::npos) std::abort();
@@ -38,11 +42,18 @@ Fault read_fault() {
           what == "kill" ? 0 : std::stoi(what)};
 }
 
+/// Past what stands in for the system here.
+void list(std::string_view call, std::string_view path) {
+  const std::string line = std::string(call) + " " + std::string(path) + "\n";
+  if (::syscall(SYS_write, STDERR_FILENO, line.data(), line.size()) < 0) std::abort();
+}
+
 /// Whether this call is the one; the process is killed here, after last(), where that is the fault.
 template <typename Last = void (*)()>
-bool fails(std::string_view call, Last last = [] {}) {
+bool fails(std::string_view call, Last last = [] {}, std::string_view path = {}) {
   static const Fault fault = read_fault();
   static std::atomic<long> calls{0};
+  if (fault.call == "list") list(call, path);
   if (call != fault.call || ++calls != fault.number) return false;
   if (fault.code == 0) {
     last();
@@ -138,7 +149,7 @@ int linkat(int from_folder, const char* from, int to_folder, const char* to, int
 }
 
 int rename(const char* from, const char* to) {
-  if (fails("rename")) return -1;
+  if (fails("rename", [] {}, to)) return -1;
   static auto* const real = next<int(const char*, const char*)>("rename");
   return real(from, to);
 }

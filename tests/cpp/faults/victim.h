@@ -12,9 +12,9 @@
 
 namespace amct::victim {
 
-inline constexpr std::int64_t kBatches = 40;
+inline constexpr std::int64_t kBatches = 16;
 inline constexpr std::int64_t kRows = 64;
-inline constexpr std::int64_t kChannels = 32;
+inline constexpr std::int64_t kChannels = 8;
 inline const std::array<std::string, 2> kLayers{"layers.0.k_proj", "layers.0.v_proj"};
 
 inline CalibrationConfig config() {

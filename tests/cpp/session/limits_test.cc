@@ -7,6 +7,7 @@
 #include "amct/config/operator_params.h"
 #include "amct/core/error.h"
 #include "amct/core/file.h"
+#include "amct/observe/observer.h"
 #include "amct/record/record_file.h"
 #include "amct/search/search.h"
 #include "amct/session/counts_file.h"
@@ -16,11 +17,18 @@
 #include <string>
 #include <vector>
 
+#include <google/protobuf/struct.pb.h>
 #include <gtest/gtest.h>
+#include <zip.h>
 
+#include "export/checkpoint.h"
+#include "export/npz.h"
+#include "record/protobuf_text.h"
 #include "session/block_file.h"
 #include "support/expect_error.h"
 #include "support/files.h"
+#include "support/memory.h"
+#include "value_counts.pb.h"
 
 namespace amct {
 namespace {
@@ -72,6 +80,10 @@ TEST_F(LimitsTest, BytesOfFiles) {
   too_large(kMaxConfigFileSize,
             [](const auto& path) { Definition::read(path, algorithm_catalog()); });
   too_large(kMaxTextFileSize, [](const auto& path) { read_record(path); });
+  // At the limit, a text is read, and found to be none; zeros are UTF-8.
+  EXPECT_EQ(read_text_file(sparse(kMaxTextFileSize)).size(), kMaxTextFileSize);
+  EXPECT_EQ(read_text_file(sparse(kMaxJsonFileSize), kMaxJsonFileSize).size(), kMaxJsonFileSize);
+  expect_error<ValueError>([&] { read_text_file(sparse(kMaxTextFileSize + 1)); }, {"larger than"});
   // NULs are no configuration, but as many as may be.
   expect_error<ValueError>([&] { read_config(sparse(kMaxConfigFileSize), algorithm_catalog()); },
                            {"not JSON"});
@@ -156,12 +168,141 @@ TEST_F(LimitsTest, NumberOfLayersOfARecord) {
       {"file: ", "65536 layers"});
 }
 
+/// The record's own schema does not go so deep; google.protobuf.Value has no end.
 TEST_F(LimitsTest, DepthOfProtobufText) {
-  // Deeper than the schema goes, nothing has a name.
+  const auto parse_nested = [](int levels) {
+    std::string text;
+    for (int i = 0; i < levels; ++i) text += i % 2 == 0 ? "list_value { " : "values { ";
+    for (int i = 0; i < levels; ++i) text += "} ";
+    google::protobuf::Value message;
+    parse_protobuf_text(text, "file", message);
+  };
+  parse_nested(kMaxProtobufDepth);
+  expect_error<ValueError>([&] { parse_nested(kMaxProtobufDepth + 1); },
+                           {"file: not a text of Value", "too deep"});
+  // What is deeper than the schema goes has no name there.
   std::string text = "prune_record { producer { name: 'a' attr { ";
-  expect_error<ValueError>([&] { read_record(file(text)); }, {"file: not a text of"});
   for (int i = 0; i < 1'000'000; ++i) text += "x { ";
   expect_error<ValueError>([&] { read_record(file(text)); }, {"file: not a text of", "\"x\""});
+}
+
+TEST_F(LimitsTest, NumberOfLayersOfAnOperator) {
+  OperatorParams params = parse_operator_params({}, algorithm_catalog());
+  params.batch_num = 2;  // none is finished, so that nothing is written
+  Session op(params, folder / "record.txt");
+  const float x = 1;
+  const TensorView view = TensorView::contiguous(&x, DType::kFloat32, {1, 1});
+  for (std::size_t i = 0; i < kMaxLayers; ++i) op.observe(std::to_string(i), view);
+  expect_error<ValueError>([&] { op.observe("a", view); }, {"an operator", "65536 layers"});
+  EXPECT_EQ(op.unfinished().size(), kMaxLayers);
+}
+
+TEST_F(LimitsTest, NumberOfLayersOfACountsFile) {
+  const std::vector<std::string> one{"n"};
+  LayerConfig config = default_config(one, algorithm_catalog()).layers[0];
+  Observer observer(Granularity::kPerTensor);
+  const float x = 1;
+  observer.observe(TensorView::contiguous(&x, DType::kFloat32, {1, 1}));
+  const auto write = [&](std::size_t layers) {
+    CountsWriter writer(folder / "counts", {});
+    for (std::size_t i = 0; i < layers; ++i) {
+      config.name = std::to_string(i);
+      writer.add(config, i, observer);
+    }
+    writer.commit();
+  };
+  const auto count = [&] {
+    std::size_t layers = 0;
+    for (CountsReader reader(folder / "counts"); reader.next();) ++layers;
+    return layers;
+  };
+  write(kMaxLayers);
+  EXPECT_EQ(count(), kMaxLayers);
+  write(kMaxLayers + 1);
+  expect_error<ValueError>(count, {folder / "counts", "65536 layers"});
+}
+
+/// An observer of minimum and maximum has no memory that grows with channels before they are read.
+TEST_F(LimitsTest, ChannelsAndHeadsOfCounts) {
+  const auto channels = [](std::int64_t number) {
+    AMCTCounts::ObserverState state;
+    state.set_range_only(true);
+    state.set_batches(1);
+    state.set_rows(1);
+    state.set_channels(number);
+    AMCTCounts::Range& range = *state.add_ranges();
+    range.set_min(-1);
+    range.set_max(1);
+    return Observer::deserialize(state.SerializeAsString()).channels();
+  };
+  EXPECT_EQ(channels(kMaxCountedChannels), kMaxCountedChannels);
+  expect_error<ValueError>([&] { channels(kMaxCountedChannels + 1); }, {"too many channels"});
+  AMCTCounts::ObserverState state;
+  state.set_granularity(2);
+  state.set_range_only(true);
+  for (std::int64_t i = 0; i < kMaxCountedHeads; ++i) state.add_heads();
+  if (!support::kSanitized) {
+    EXPECT_EQ(Observer::deserialize(state.SerializeAsString()).batches(), 0);
+  }
+  state.add_heads();
+  expect_error<ValueError>([&] { Observer::deserialize(state.SerializeAsString()); },
+                           {"heads do not fit"});
+}
+
+TEST_F(LimitsTest, NumbersOfAModel) {
+  const auto layers = [](std::int64_t number) {
+    return model_config(
+        Json{{"num_hidden_layers", number}, {"num_key_value_heads", number}, {"head_dim", number}});
+  };
+  const ModelConfig most = layers(kMaxModelSize);
+  EXPECT_EQ(most.layers, kMaxModelSize);
+  EXPECT_EQ(most.heads, kMaxModelSize);
+  EXPECT_EQ(most.head_dim, kMaxModelSize);
+  const ModelConfig more = layers(kMaxModelSize + 1);
+  EXPECT_FALSE(more.layers || more.heads || more.head_dim);
+}
+
+TEST_F(LimitsTest, CandidatesOfASearch) {
+  OptionMap options = find_spec(algorithm_catalog(), "ifmr")->defaults();
+  const AlgorithmSpec& spec = *find_spec(algorithm_catalog(), "ifmr");
+  options["search_clip_min"] = false;
+  options["search_range"] = std::vector<double>{1, 2};
+  options["search_step"] = 1.0 / 1'000'000;
+  EXPECT_EQ(spec.conflict(options), "");
+  options["search_step"] = 1.0 / 1'000'001;
+  EXPECT_NE(spec.conflict(options).find("more than 1,000,000 candidates"), std::string::npos);
+  options["search_clip_min"] = true;  // a thousand of each end
+  options["search_range"] = std::vector<double>{1, 1001};
+  options["search_step"] = 1.0;
+  EXPECT_EQ(spec.conflict(options), "");
+  options["search_range"] = std::vector<double>{1, 1002};
+  EXPECT_NE(spec.conflict(options).find("more than 1,000,000 candidates"), std::string::npos);
+}
+
+TEST_F(LimitsTest, BytesOfNumpyArchives) {
+  // At the limit it is looked into, and found to be none.
+  expect_error<ValueError>([&] { read_npz(sparse(kMaxNpzFile)); }, {"file: "});
+  expect_error<ValueError>([&] { read_npz(sparse(kMaxNpzFile + 1)); }, {"too large for factors"});
+  // 64 MiB four times are 256 MiB; entries that are no arrays count, too.
+  const auto archive = [&](std::size_t last) {
+    const std::string path = folder / "all.npz";
+    int code = 0;
+    zip_t* zip = zip_open(path.c_str(), ZIP_CREATE | ZIP_TRUNCATE, &code);
+    ASSERT_NE(zip, nullptr);
+    const std::string zeros(kMaxNpyArray + 1, '\0');
+    for (int i = 0; i < 5; ++i) {
+      const std::size_t size = i < 4 ? kMaxNpyArray : last;
+      zip_source_t* source = zip_source_buffer(zip, zeros.data(), size, 0);
+      const auto index = zip_file_add(zip, std::to_string(i).c_str(), source, 0);
+      ASSERT_GE(index, 0);
+      zip_set_file_compression(zip, static_cast<zip_uint64_t>(index), ZIP_CM_DEFLATE, 1);
+    }
+    ASSERT_EQ(zip_close(zip), 0);
+  };
+  archive(0);
+  EXPECT_TRUE(read_npz(folder / "all.npz").empty());
+  archive(1);
+  expect_error<ValueError>([&] { read_npz(folder / "all.npz"); }, {"4", "too large for factors"});
 }
 
 TEST_F(LimitsTest, BlocksOfCountsFiles) {

@@ -6,40 +6,25 @@
 
 #include <array>
 #include <cstdint>
-#include <cstring>
-#include <fstream>
 #include <span>
 #include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include "support/data.h"
 #include "support/files.h"
+#include "support/memory.h"
 
 namespace amct {
 namespace {
 
+using support::kSanitized;
+using support::resident_bytes;
 using support::Tensor;
 
-// Sanitizers keep memory that was freed, and take many times as long.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool kSanitized = true;
-#else
-constexpr bool kSanitized = false;
-#endif
 constexpr std::int64_t kCalls = kSanitized ? 20'000 : 1'000'000;
 constexpr std::uint64_t kTwo32 = std::uint64_t{1} << 32;
-
-/// Bytes of this process that are in memory.
-std::size_t resident_bytes() {
-  std::ifstream file("/proc/self/statm");
-  std::size_t size = 0;
-  std::size_t resident = 0;
-  file >> size >> resident;
-  return resident * static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
-}
 
 /// An observer's batch of 2 channels that hold 1 and 2, `times` over, as if counted before.
 CountedBatches many(std::uint64_t times, const std::vector<std::uint64_t>& counts,
@@ -91,34 +76,6 @@ TEST_P(SoakTest, AMillionCallsCarryCountsPast32BitsInTheSameMemory) {
     EXPECT_EQ(observer.value_counts(1), ValueCounts({2}, {after}));
   } else {
     EXPECT_EQ(observer.value_counts(0), ValueCounts({1, 2}, {after, after}));
-  }
-}
-
-TEST(MemoryTest, ALayerOf16BitsTakesHalfAMebibyteAtMost) {
-  constexpr std::size_t kLayers = 64;
-  Tensor every = support::make_tensor(DType::kBFloat16, {1 << 16}, std::vector<float>(1 << 16));
-  for (std::size_t i = 0; i < (1 << 16); ++i) {
-    const auto pattern = static_cast<std::uint16_t>(i);
-    std::memcpy(&every.bytes[2 * i], &pattern, 2);
-  }
-  std::vector<Observer> layers;
-  for (std::size_t i = 0; i < kLayers; ++i) {
-    layers.emplace_back(Granularity::kPerTensor,
-                        ObserverOptions{.nonfinite = NonFinitePolicy::kSkip});
-  }
-  layers[0].observe(every.view());  // what all layers share is there from then on
-  const std::size_t before = resident_bytes();
-  for (int batch = 0; batch < 100; ++batch) {
-    for (Observer& layer : layers) layer.observe(every.view());
-  }
-  if (!kSanitized) {
-    EXPECT_LE(resident_bytes(),
-              before + kLayers * (std::size_t{512} << 10) + (std::size_t{1} << 20));
-  }
-  for (std::size_t i = 0; i < kLayers; ++i) {
-    const ValueCounts counts = layers[i].value_counts(0);
-    EXPECT_EQ(counts.total() + static_cast<std::uint64_t>(layers[i].non_finite_count()),
-              (std::uint64_t{1} << 16) * (i == 0 ? 101 : 100));
   }
 }
 

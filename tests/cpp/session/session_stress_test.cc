@@ -1,6 +1,7 @@
 // Many threads at one session, as the hooks of a model that runs on several of them: made for
 // ThreadSanitizer, which `make tsan` runs it under.
 #include "amct/core/error.h"
+#include "amct/record/record_file.h"
 #include "amct/search/search.h"
 #include "amct/session/session.h"
 
@@ -8,6 +9,7 @@
 #include <atomic>
 #include <cstdint>
 #include <latch>
+#include <map>
 #include <string>
 #include <thread>
 #include <vector>
@@ -102,11 +104,16 @@ TEST_P(SessionStressTest, SixteenThreadsObserveTwoHundredLayersAtOnce) {
   std::latch start(kThreads + 2);
   std::atomic<std::size_t> next{0};
   std::atomic<bool> done{false};
+  std::atomic<int> saved{0};
   std::vector<std::thread> threads;
   // Layer after layer in each batch, so that threads meet at layers as well as beside each other.
   const auto observe = [&] {
     start.arrive_and_wait();
     for (std::size_t i = next++; i < jobs.size(); i = next++) {
+      // One layer is not finished before others are, and a snapshot was begun and ended meanwhile.
+      if (i == jobs.size() - kLayers) {
+        for (const int before = saved; saved < before + 2;) std::this_thread::yield();
+      }
       const std::size_t at = i % kLayers * kBatches + i / kLayers;
       session.observe(name_of(jobs[at].layer), jobs[at].batch.view());
     }
@@ -129,8 +136,10 @@ TEST_P(SessionStressTest, SixteenThreadsObserveTwoHundredLayersAtOnce) {
     while (!done) {
       try {
         session.save(folder / "state", 0);
-      } catch (const StateError&) {
-        // Nothing was left to be seen.
+        ++saved;
+      } catch (const StateError& error) {
+        // Its observers are let go of while the last layers are searched; nothing else is refused.
+        EXPECT_NE(std::string(error.what()).find("finished"), std::string::npos) << error.what();
       }
       std::this_thread::yield();
     }
@@ -146,6 +155,25 @@ TEST_P(SessionStressTest, SixteenThreadsObserveTwoHundredLayersAtOnce) {
   EXPECT_TRUE(session.unfinished().empty());
   session.write_record();
   EXPECT_EQ(support::read_file(path), expected);
+
+  // The last snapshot is of some moment: no batch is half in it, and what a layer that had seen all
+  // of its own had is what it has now.
+  Session restored(config_of_all(), folder / "restored.txt");
+  EXPECT_EQ(restored.restore(folder / "state"), 0);
+  restored.finish();
+  std::map<std::string, LayerRecord> all;
+  for (LayerRecord& layer : read_record(path)) all.emplace(layer.name, layer);
+  std::map<std::string, LayerRecord> some;
+  for (LayerRecord& layer : read_record(folder / "restored.txt")) some.emplace(layer.name, layer);
+  EXPECT_EQ(some.size(), std::size_t{kLayers});  // each had seen one at least
+  int whole = 0;
+  for (const LayerResult& layer : restored.results()) {
+    EXPECT_EQ(layer.rows, kRows * layer.batches) << layer.name;
+    if (layer.batches != kBatches) continue;
+    EXPECT_EQ(some.at(layer.name), all.at(layer.name)) << layer.name;
+    ++whole;
+  }
+  EXPECT_GT(whole, 0);
 }
 
 }  // namespace

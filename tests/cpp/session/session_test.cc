@@ -435,10 +435,22 @@ TEST_F(SessionTest, ALayerThatCannotBeFinishedDoesNotKeepTheOthersBack) {
   EXPECT_EQ(session.unfinished().size(), 1U);
 }
 
+/// What is not written yet is left out, and nothing is half of one: a search ends before what it
+/// uses does.
 TEST_F(SessionTest, AnEndWaitsForTheBackground) {
   for (unsigned i = 0; i < 20; ++i) {
-    Session session(config_of({"a", "b"}, 1), path, kBackground);
-    session.observe("a", batch(i, 4096, 64).view());
+    const auto seen = batch(i, 4096, 64);
+    std::filesystem::remove(path);
+    {
+      Session session(config_of({"a", "b"}, 1), path, kBackground);
+      session.observe("a", seen.view());
+    }
+    Session alone(config_of({"a", "b"}, 1), folder / "alone.txt");
+    alone.observe("a", seen.view());
+    if (std::filesystem::exists(path)) {
+      EXPECT_EQ(support::read_file(path), support::read_file(folder / "alone.txt"));
+    }
+    EXPECT_FALSE(std::filesystem::exists(folder / ".record.txt.lock"));
   }
 }
 

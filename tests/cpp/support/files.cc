@@ -16,8 +16,8 @@ namespace amct::support {
 
 namespace fs = std::filesystem;
 
-TempFolder::TempFolder() {
-  std::string pattern = testing::TempDir() + "/amct-test-XXXXXX";
+TempFolder::TempFolder(const std::string& parent) {
+  std::string pattern = parent + "/amct-test-XXXXXX";
   if (::mkdtemp(pattern.data()) == nullptr) throw std::runtime_error("mkdtemp failed: " + pattern);
   path_ = pattern;
 }

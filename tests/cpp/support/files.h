@@ -14,7 +14,8 @@ namespace amct::support {
 /// A new empty folder that is removed with all it holds at the end of the scope.
 class TempFolder {
  public:
-  TempFolder();
+  /// Within `parent`, or where temporary files are.
+  explicit TempFolder(const std::string& parent = testing::TempDir());
   TempFolder(const TempFolder&) = delete;
   TempFolder& operator=(const TempFolder&) = delete;
   ~TempFolder();

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import tempfile
 import weakref
@@ -18,6 +17,7 @@ from amct_pytorch._cache_tap import CacheTap
 from amct_pytorch._checks import (
     DEFAULT_MEMORY_BUDGET,
     require_memory_budget,
+    require_other_files,
     require_path,
     require_type,
     require_utf8,
@@ -117,6 +117,7 @@ def create_quant_cali_config(
         None if config_defination is None else require_path("config_defination", config_defination)
     )
     _core.check_output_path(config_path)
+    require_other_files({"config_file": config_path}, {"config_defination": definition_path})
     if tap not in (None, "linear", "cache"):
         raise ValueError(f"tap must be 'linear' or 'cache', not {tap!r}")
     for name, number in (("max_position", max_position), ("sink_tokens", sink_tokens)):
@@ -237,10 +238,10 @@ def create_quant_cali_model(
     TypeError
         An argument has a wrong type.
     ValueError
-        A bad file name; an error in the configuration, or a layer in it that is not in the model or
-        cannot be calibrated; a negative `memory_budget`. A snapshot that was damaged, or is of another
-        calibration: of other settings, another memory budget or `snapshot_data`, or with a counts file where
-        there is none now.
+        A bad file name, or one for two of the files; an error in the configuration, or a layer in it that is
+        not in the model or cannot be calibrated; a negative `memory_budget`. A snapshot that was damaged, or
+        is of another calibration: of other settings, another memory budget or `snapshot_data`, or with a
+        counts file where there is none now.
     RuntimeError
         The model already holds calibration operators, or is in a DataParallel; another process calibrates
         into `record_file`. Later, from the model's
@@ -263,6 +264,15 @@ def create_quant_cali_model(
     if counts_file is not None:
         _core.check_output_path(counts_path)
     snapshots = snapshots_of(snapshot_file, snapshot_batches, snapshot_minutes, snapshot_data, resume)
+    _core.check_output_path(record_path)
+    require_other_files(
+        {
+            "record_file": record_path,
+            "counts_file": counts_path,
+            "snapshot_file": None if snapshots is None else snapshots.path,
+        },
+        {"config_file": config_path},
+    )
     _refuse_calibrated(model)
     if any(isinstance(module, torch.nn.DataParallel) for module in model.modules()):
         raise RuntimeError(
@@ -277,9 +287,6 @@ def create_quant_cali_model(
     parts = [place for place in places if place.slice]
     layers = _layers_of(model, [*found, *parts])
     _core.check_layers(config.layer_names, layers, config_path)
-    _core.check_output_path(record_path)
-    if os.path.realpath(config_path) == os.path.realpath(record_path):
-        raise ValueError(f"record_file and config_file are both '{record_path}'; the record would replace it")
     modules = _distinct_modules(model, places, config_path)
     # The session is made first: where one of its files cannot be, nothing is replaced.
     session = _core.Session(
@@ -406,6 +413,14 @@ def _together(
                 options["snapshot_file"] = _distributed.of_rank(snapshot, processes.rank)
             budget = require_memory_budget(options["memory_budget"])
             _core.check_output_path(record_path)
+            require_other_files(
+                {
+                    "record_file": record_path,
+                    "counts_file": counts_path,
+                    "snapshot_file": options["snapshot_file"],
+                },
+                {"config_file": config_path},
+            )
             own = _core.read_config(config_path).layer_names
             endless = _distributed.endless_config(config_path, Path(folder))
         names = [name for names in processes.tell_all(own) for name in names]

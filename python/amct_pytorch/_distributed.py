@@ -58,11 +58,9 @@ class Processes:
         self.size = dist.get_world_size(group)
         if self.rank < 0:
             raise ValueError("this process is not of the process_group")
-        # Others than gloo and MPI move what is on their devices alone.
-        on_host = any(name in dist.get_backend(group) for name in ("gloo", "mpi"))
-        device = None if on_host else torch.accelerator.current_accelerator()
-        self._device = torch.device("cpu") if device is None else device
+        self._device = _device_of(group)
         self.team = [self.rank]
+        self._team_group: Any = None
         self._leaders = list(range(self.size))  # the first rank of each team
 
     def share_layers(self, tensor_parallel_group: Any) -> None:
@@ -81,6 +79,7 @@ class Processes:
         with self.together():
             if tensor_parallel_group is not None:
                 self.team = self._ranks_of(tensor_parallel_group)
+                self._team_group = tensor_parallel_group
         teams = self.tell_all(self.team)
         for rank, team in enumerate(teams):
             if rank not in team or any(teams[other] != team for other in team):
@@ -104,20 +103,11 @@ class Processes:
 
         As tensors, since objects would be pickled.
         """
-        mine = torch.frombuffer(bytearray(json.dumps(what).encode()), dtype=torch.uint8)
-        sizes = [int(size) for size in self._gather(torch.tensor([len(mine)]))]
-        padded = torch.zeros(max(sizes), dtype=torch.uint8)
-        padded[: len(mine)] = mine
-        told = self._gather(padded)
-        return [json.loads(x[:size].numpy().tobytes().decode()) for x, size in zip(told, sizes, strict=True)]
+        return _told(what, self._group, self._device)
 
-    def _gather(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """The tensors of one shape that all ranks have."""
-        mine = x.to(self._device)
-        everyones = [torch.empty_like(mine) for _ in range(self.size)]
-        with _released([mine, *everyones]):
-            dist.all_gather(everyones, mine, group=self._group)
-        return [other.cpu() for other in everyones]
+    def tell_team(self, what: Any) -> list[Any]:
+        """As `tell_all`, of those that share layers, in the order of `team`; all of these must call it."""
+        return _told(what, self._team_group, _device_of(self._team_group))
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
@@ -237,6 +227,32 @@ class Processes:
                     _core.merge_counts([str(counts), str(other)], str(counts))
                 other.unlink(missing_ok=True)
             step *= 2
+
+
+def _device_of(group: Any) -> torch.device:
+    """Where the tensors are that a group moves."""
+    # Others than gloo and MPI move what is on their devices alone.
+    on_host = any(name in dist.get_backend(group) for name in ("gloo", "mpi"))
+    device = None if on_host else torch.accelerator.current_accelerator()
+    return torch.device("cpu") if device is None else device
+
+
+def _told(what: Any, group: Any, device: torch.device) -> list[Any]:
+    mine = torch.frombuffer(bytearray(json.dumps(what).encode()), dtype=torch.uint8)
+    sizes = [int(size) for size in _gathered(torch.tensor([len(mine)]), group, device)]
+    padded = torch.zeros(max(sizes), dtype=torch.uint8)
+    padded[: len(mine)] = mine
+    told = _gathered(padded, group, device)
+    return [json.loads(x[:size].numpy().tobytes().decode()) for x, size in zip(told, sizes, strict=True)]
+
+
+def _gathered(x: torch.Tensor, group: Any, device: torch.device) -> list[torch.Tensor]:
+    """The tensors of one shape that all ranks of a group have."""
+    mine = x.to(device)
+    everyones = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+    with _released([mine, *everyones]):
+        dist.all_gather(everyones, mine, group=group)
+    return [other.cpu() for other in everyones]
 
 
 @contextlib.contextmanager

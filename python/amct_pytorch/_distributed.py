@@ -278,9 +278,9 @@ def whole_layers(model: torch.nn.Module) -> dict[str, Whole]:
 
 def endless_config(config_file: str, folder: Path) -> str:
     """A configuration file that asks for more batches than there are, for a session of one process."""
-    content = json.loads(Path(config_file).read_text())
+    content = json.loads(Path(config_file).read_text(encoding="utf-8"))
     path = folder / "config.json"
-    path.write_text(json.dumps(content | {"batch_num": _NO_END}))
+    path.write_text(json.dumps(content | {"batch_num": _NO_END}), encoding="utf-8")
     return str(path)
 
 

@@ -23,7 +23,7 @@ def observe(model_folder: str, batches: list[list[int]], number: int) -> bytes:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(model_folder).eval()
+    model = AutoModelForCausalLM.from_pretrained(model_folder, use_safetensors=True).eval()
     with tempfile.TemporaryDirectory() as folder:
         config, counts = f"{folder}/config.json", f"{folder}/task{number}.counts"
         definition = Path(folder) / "definition.cfg"

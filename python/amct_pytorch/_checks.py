@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -26,6 +30,29 @@ def require_path(name: str, value: Any) -> str:
     if not isinstance(path, str):
         raise TypeError(f"{name} must be a str, not {type(path).__name__}")
     return require_utf8(name, path)
+
+
+def require_other_files(written: Mapping[str, str | None], read: Mapping[str, str | None]) -> None:
+    """Raise ValueError where a file that is to be written is another one of them, by whatever name.
+
+    Parameters
+    ----------
+    written, read : mapping
+        Paths by argument; None or an empty one: there is no such file.
+    """
+    files = [(name, path, name in written) for name, path in {**written, **read}.items() if path]
+    for (name, path, is_written), (other, same, other_is_written) in itertools.combinations(files, 2):
+        if (is_written or other_is_written) and _is_one_file(path, same):
+            raise ValueError(f"{name} and {other} are both '{path}'; one would replace the other")
+
+
+def _is_one_file(path: str, other: str) -> bool:
+    """Whether two paths lead to one file, which need not be there."""
+    if os.path.realpath(path) == os.path.realpath(other):
+        return True
+    with contextlib.suppress(OSError, ValueError):  # one of them is not there
+        return Path(path).samefile(other)
+    return False
 
 
 def require_utf8(name: str, value: str) -> str:

@@ -12,11 +12,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ParamSpec
 
 import typer
 
+from amct_pytorch._checks import require_other_files
 from amct_pytorch._json import plain
 from amct_pytorch._log import logger
 from amct_pytorch._report_names import printable
@@ -156,6 +158,17 @@ def progress(label: str, steps: int, visible: bool = True) -> Iterator[Callable[
 def echo_json(content: Any) -> None:
     """Write the result of a command as JSON."""
     typer.echo(json.dumps(plain(content), indent=2))
+
+
+def refuse_one_file_for_two(written: Mapping[str, Path | None], read: Mapping[str, Path | None]) -> None:
+    """Raise UsageError where two options name one file, and one of them writes it."""
+    try:
+        require_other_files(
+            {option: None if path is None else str(path) for option, path in written.items()},
+            {option: None if path is None else str(path) for option, path in read.items()},
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

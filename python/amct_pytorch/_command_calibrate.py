@@ -22,6 +22,7 @@ from amct_pytorch._command import (
     UsageError,
     echo_json,
     progress,
+    refuse_one_file_for_two,
     table,
     timed,
     with_errors_in_a_line,
@@ -98,6 +99,7 @@ def config(
         max_position,
         query_weighted,
     )
+    refuse_one_file_for_two({"--output": output}, {"--definition": definition})
     files = _models.find_model(model, gguf)
     batch_num = settings.write_config(output, _models.skeleton(files), batches)
     names = read_config(str(output)).layer_names
@@ -177,6 +179,16 @@ def calibrate(
     Example: torchrun --nproc-per-node 8 --no-python amct-pytorch calibrate \
       --distributed --device cuda --model DIR --text book.txt --batches 10000
     """
+    refuse_one_file_for_two(
+        {"--record": record, "--counts": counts, "--snapshot": snapshot},
+        {
+            "--config": config,
+            "--definition": definition,
+            "--text": text,
+            "--jsonl": jsonl,
+            "--token-ids": token_ids,
+        },
+    )
     source = Source(text, jsonl, token_ids)
     settings = Settings(
         definition,

@@ -21,6 +21,7 @@ from amct_pytorch._command import (
     UsageError,
     echo_json,
     progress,
+    refuse_one_file_for_two,
     say_error,
     table,
     timed,
@@ -215,6 +216,17 @@ def recommend(
     """
     if not 0 <= max_loss < math.inf:
         raise UsageError(f"--max-loss must be a percentage, 0 or more, not {max_loss}")
+    refuse_one_file_for_two(
+        {"--record": record},
+        {
+            "--counts": counts,
+            "--text": text,
+            "--jsonl": jsonl,
+            "--token-ids": token_ids,
+            "--calibration-text": calibration_text,
+            "--calibration-jsonl": calibration_jsonl,
+        },
+    )
     wanted = _candidates_in(candidates)
     weighted = any(candidate.query_weighted for candidate in wanted)
     inputs = _Inputs(

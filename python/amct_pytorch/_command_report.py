@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from amct_pytorch._command import InputError, echo_json, with_errors_in_a_line
+from amct_pytorch._command import InputError, echo_json, refuse_one_file_for_two, with_errors_in_a_line
 from amct_pytorch._compat import StrEnum
 from amct_pytorch._json import read as read_json
 from amct_pytorch._options import Json, Verbose
@@ -48,6 +48,16 @@ def report(
     Example: amct-pytorch report --record record.txt --counts all.counts \
       -o report.html
     """
+    refuse_one_file_for_two(
+        {"--output": output},
+        {
+            "--record": record,
+            "--counts": counts,
+            "--compare": compare,
+            "--config": config,
+            "--evaluation": evaluation,
+        },
+    )
     measured = None
     if evaluation is not None:
         measured = read_json(evaluation)

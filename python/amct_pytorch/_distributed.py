@@ -58,11 +58,9 @@ class Processes:
         self.size = dist.get_world_size(group)
         if self.rank < 0:
             raise ValueError("this process is not of the process_group")
-        # Others than gloo and MPI move what is on their devices alone.
-        on_host = any(name in dist.get_backend(group) for name in ("gloo", "mpi"))
-        device = None if on_host else torch.accelerator.current_accelerator()
-        self._device = torch.device("cpu") if device is None else device
+        self._device = _device_of(group)
         self.team = [self.rank]
+        self._team_group: Any = None
         self._leaders = list(range(self.size))  # the first rank of each team
 
     def share_layers(self, tensor_parallel_group: Any) -> None:
@@ -81,6 +79,7 @@ class Processes:
         with self.together():
             if tensor_parallel_group is not None:
                 self.team = self._ranks_of(tensor_parallel_group)
+                self._team_group = tensor_parallel_group
         teams = self.tell_all(self.team)
         for rank, team in enumerate(teams):
             if rank not in team or any(teams[other] != team for other in team):
@@ -104,20 +103,11 @@ class Processes:
 
         As tensors, since objects would be pickled.
         """
-        mine = torch.frombuffer(bytearray(json.dumps(what).encode()), dtype=torch.uint8)
-        sizes = [int(size) for size in self._gather(torch.tensor([len(mine)]))]
-        padded = torch.zeros(max(sizes), dtype=torch.uint8)
-        padded[: len(mine)] = mine
-        told = self._gather(padded)
-        return [json.loads(x[:size].numpy().tobytes().decode()) for x, size in zip(told, sizes, strict=True)]
+        return _told(what, self._group, self._device)
 
-    def _gather(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """The tensors of one shape that all ranks have."""
-        mine = x.to(self._device)
-        everyones = [torch.empty_like(mine) for _ in range(self.size)]
-        with _released([mine, *everyones]):
-            dist.all_gather(everyones, mine, group=self._group)
-        return [other.cpu() for other in everyones]
+    def tell_team(self, what: Any) -> list[Any]:
+        """As `tell_all`, of those that share layers, in the order of `team`; all of these must call it."""
+        return _told(what, self._team_group, _device_of(self._team_group))
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
@@ -134,49 +124,101 @@ class Processes:
         if failed:
             raise OthersFailedError(f"another process failed, so there is no record: {'; '.join(failed)}")
 
+    def check_settings(self, settings: Mapping[str, Any]) -> None:
+        """Make sure that a layer is calibrated in one way everywhere; all of them must call it.
+
+        Parameters
+        ----------
+        settings : mapping
+            By layer, and what holds for all of them; see `settings_of`.
+
+        Raises
+        ------
+        ValueError
+            Two processes have other settings.
+        """
+        known: dict[str, tuple[int, Any]] = {}
+        for rank, told in enumerate(self.tell_all(dict(settings))):
+            for where, value in told.items():
+                first, before = known.setdefault(where, (rank, value))
+                if value == before:
+                    continue
+                name, was, is_now = where, before, value
+                if isinstance(value, dict):
+                    key = next(key for key in {**before, **value} if before.get(key) != value.get(key))
+                    name, was, is_now = f"layer '{where}': {key}", before.get(key), value.get(key)
+                raise ValueError(
+                    f"{name} is {was} for rank {first} and {is_now} for rank {rank}; all need one"
+                )
+
     def send(self, path: Path, to: int) -> None:
         """Send a file to another rank; something also where it cannot be read, since that one waits."""
         error: Exception | None = None
-        size, piece = 0, bytearray()
+        size = 0
         try:
             size = path.stat().st_size
-            piece = bytearray(min(_PIECE, size))
-        except (OSError, MemoryError) as cause:
+            host, moved = self._room(min(_PIECE, size))
+        except (OSError, MemoryError, RuntimeError) as cause:  # torch's are RuntimeErrors
             error, size = cause, 0
-        self._send(torch.tensor([size], dtype=torch.int64), to)
-        for begin in range(0, size, _PIECE):
-            part = memoryview(piece)[: size - begin]
-            try:
-                with path.open("rb") as file:
-                    file.seek(begin)
-                    file.readinto(part)
-            except OSError as cause:
-                error = cause
-            self._send(torch.frombuffer(part, dtype=torch.uint8), to)
+        self._tell(size, to)
+        if size > 0 and self._told(to):
+            with path.open("rb") as file:
+                for begin in range(0, size, _PIECE):
+                    length = min(_PIECE, size - begin)
+                    try:
+                        file.readinto(host[:length].numpy().data)
+                    except OSError as cause:
+                        error = cause
+                    if moved is not host:
+                        moved[:length].copy_(host[:length])
+                    dist.send(moved[:length], group=self._group, group_dst=to)
         if error is not None:
             raise error
 
-    def receive(self, path: Path, source: int) -> None:
-        """Receive a file of another rank; all of it, also where it cannot be written."""
-        size = int(self._receive(1, torch.int64, source))
-        error: OSError | None = None
+    def receive(self, path: Path, source: int) -> bool:
+        """Receive a file of another rank, all of it, also where it cannot be written; return if there is one.
+
+        There is none where the other rank cannot send it, as it will say itself.
+        """
+        error: Exception | None = None
+        size = self._told(source)
+        if size == 0:
+            return False
+        try:
+            host, moved = self._room(min(_PIECE, size))
+        except (MemoryError, RuntimeError) as cause:
+            error = cause
+        self._tell(error is None, source)
+        if error is not None:
+            raise error
         for begin in range(0, size, _PIECE):
-            piece = self._receive(min(_PIECE, size - begin), torch.uint8, source)
+            length = min(_PIECE, size - begin)
+            dist.recv(moved[:length], group=self._group, group_src=source)
+            if moved is not host:
+                host[:length].copy_(moved[:length])
             try:
                 with path.open("ab" if begin else "wb") as file:
-                    file.write(piece.numpy().data)
+                    file.write(host[:length].numpy().data)
             except OSError as cause:
                 error = cause
         if error is not None:
             raise error
+        return True
 
-    def _send(self, x: torch.Tensor, to: int) -> None:
-        dist.send(x.to(self._device), group=self._group, group_dst=to)
+    def _room(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Bytes of the host, and those that the group moves: the same ones where it can."""
+        host = torch.empty(size, dtype=torch.uint8)
+        on_host = self._device.type == "cpu"
+        return host, host if on_host else torch.empty(size, dtype=torch.uint8, device=self._device)
 
-    def _receive(self, size: int, dtype: torch.dtype, source: int) -> torch.Tensor:
-        x = torch.empty(size, dtype=dtype, device=self._device)
+    def _tell(self, number: int, to: int) -> None:
+        x = torch.tensor([number], dtype=torch.int64, device=self._device)
+        dist.send(x, group=self._group, group_dst=to)
+
+    def _told(self, source: int) -> int:
+        x = torch.empty(1, dtype=torch.int64, device=self._device)
         dist.recv(x, group=self._group, group_src=source)
-        return x.cpu()
+        return int(x)
 
     def merge(self, counts: Path, whole: Mapping[str, Whole]) -> None:
         """Add up the counts files of all ranks into that of rank 0.
@@ -211,12 +253,16 @@ class Processes:
                 self.send(counts, leader)
             return
         shards = [counts if rank == leader else counts.with_suffix(f".shard{rank}") for rank in self.team]
+        are_there = [True]
         for rank, shard in zip(self.team, shards, strict=True):
             if rank != leader:
                 with _noting(errors):
-                    self.receive(shard, rank)
-        with _noting(errors):
-            _core.join_counts([str(shard) for shard in shards], str(counts), whole)
+                    are_there.append(self.receive(shard, rank))
+        both = counts.with_suffix(".sum")
+        if are_there == [True] * len(shards):
+            with _noting(errors):
+                _core.join_counts([str(shard) for shard in shards], str(both), whole)
+                both.replace(counts)
         for shard in shards:
             if shard != counts:
                 shard.unlink(missing_ok=True)
@@ -233,11 +279,37 @@ class Processes:
             if me + step < size:
                 other, both = counts.with_suffix(f".{step}"), counts.with_suffix(".sum")
                 with _noting(errors):
-                    self.receive(other, self._leaders[me + step])
-                    _core.merge_counts([str(counts), str(other)], str(both))
-                    both.replace(counts)
+                    if self.receive(other, self._leaders[me + step]):
+                        _core.merge_counts([str(counts), str(other)], str(both))
+                        both.replace(counts)
                 other.unlink(missing_ok=True)
             step *= 2
+
+
+def _device_of(group: Any) -> torch.device:
+    """Where the tensors are that a group moves."""
+    # Others than gloo and MPI move what is on their devices alone.
+    on_host = any(name in dist.get_backend(group) for name in ("gloo", "mpi"))
+    device = None if on_host else torch.accelerator.current_accelerator()
+    return torch.device("cpu") if device is None else device
+
+
+def _told(what: Any, group: Any, device: torch.device) -> list[Any]:
+    mine = torch.frombuffer(bytearray(json.dumps(what).encode()), dtype=torch.uint8)
+    sizes = [int(size) for size in _gathered(torch.tensor([len(mine)]), group, device)]
+    padded = torch.zeros(max(sizes), dtype=torch.uint8)
+    padded[: len(mine)] = mine
+    told = _gathered(padded, group, device)
+    return [json.loads(x[:size].numpy().tobytes().decode()) for x, size in zip(told, sizes, strict=True)]
+
+
+def _gathered(x: torch.Tensor, group: Any, device: torch.device) -> list[torch.Tensor]:
+    """The tensors of one shape that all ranks of a group have."""
+    mine = x.to(device)
+    everyones = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+    with _released([mine, *everyones]):
+        dist.all_gather(everyones, mine, group=group)
+    return [other.cpu() for other in everyones]
 
 
 @contextlib.contextmanager
@@ -261,11 +333,28 @@ def whole_layers(model: torch.nn.Module) -> dict[str, Whole]:
     }
 
 
+def settings_of(config_file: str, folder: Path) -> dict[str, Any]:
+    """The settings in a configuration file that must be the same in all processes, by layer."""
+    path = folder / "settings.json"
+    _core.read_config(config_file).write(str(path))  # with all defaults, in one form
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    del content["batch_num"]  # each has as many as it likes
+    of_a_shard = ("head_num", "slice", "slice_groups")
+    return {
+        name: {
+            key: setting for key, setting in value["kv_data_quant_config"].items() if key not in of_a_shard
+        }
+        if isinstance(value, dict)
+        else value
+        for name, value in content.items()
+    }
+
+
 def endless_config(config_file: str, folder: Path) -> str:
     """A configuration file that asks for more batches than there are, for a session of one process."""
-    content = json.loads(Path(config_file).read_text())
+    content = json.loads(Path(config_file).read_text(encoding="utf-8"))
     path = folder / "config.json"
-    path.write_text(json.dumps(content | {"batch_num": _NO_END}))
+    path.write_text(json.dumps(content | {"batch_num": _NO_END}), encoding="utf-8")
     return str(path)
 
 

@@ -102,10 +102,17 @@ def load(files: ModelFiles, like: torch.nn.Module, dtype: str, device: str) -> t
         A device of torch.
     """
     kind: Any = type(like)
+    if files.gguf is None and not any(files.folder.glob("*.safetensors")) and any(files.folder.glob("*.bin")):
+        raise InputError(
+            f"'{files}' has its weights in pickled files (*.bin), which could run code and are not read; "
+            "where you trust them, save them again as safetensors: from_pretrained(...).save_pretrained(...)"
+        )
     with timed(f"loaded {files}"):
         with _reading(files):
             torch_dtype = "auto" if dtype == "auto" else getattr(torch, dtype)
-            model: torch.nn.Module = kind.from_pretrained(dtype=torch_dtype, **files.source)
+            model: torch.nn.Module = kind.from_pretrained(
+                dtype=torch_dtype, use_safetensors=True, **files.source
+            )
         try:
             model = model.eval().to(device)
         except RuntimeError as error:

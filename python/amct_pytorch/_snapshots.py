@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,9 @@ class Snapshots:
 
     def __init__(self, path: str, batches: int | None, minutes: float | None, data: str) -> None:
         self.path = path
-        self._data = data
-        self._batches = batches
-        self._seconds = None if minutes is None else 60 * minutes
+        self.data = data
+        self.batches = batches
+        self.minutes = minutes
         self.saved_batch = 0  # forwards that the file has
         self._saved_time = time.monotonic()
 
@@ -45,21 +46,32 @@ class Snapshots:
         if not Path(self.path).exists():
             logger.info("there is no '%s' to go on from, so the calibration begins", self.path)
             return 0
-        done = session.restore(self.path, self._data)
+        return self._read(session, self.path)
+
+    def _read(self, session: _core.Session, path: str) -> int:
+        done = session.restore(path, self.data)
         self.saved_batch = done
-        logger.info("'%s': going on after %d batches", self.path, done)
+        logger.info("'%s': going on after %d batches", path, done)
         return done
 
-    def is_due(self, batches_done: int) -> bool:
-        """Whether it is time to save again."""
-        if self._batches is not None and batches_done - self.saved_batch >= self._batches:
+    def is_due(self, batches_done: int, ready: bool) -> bool:
+        """Whether it is time to save again, and all that was seen can be."""
+        if not ready:
+            return False
+        if self.batches is not None and batches_done - self.saved_batch >= self.batches:
             return True
-        return self._seconds is not None and time.monotonic() - self._saved_time >= self._seconds
+        return self.minutes is not None and time.monotonic() - self._saved_time >= 60 * self.minutes
 
     def save(self, layers: DeviceLayers, batches_done: int) -> None:
         """Save what was seen, on devices as well."""
+        self._write(layers, self.path, batches_done)
+        self._note(batches_done)
+
+    def _write(self, layers: DeviceLayers, path: str, batches_done: int) -> None:
         layers.hand_over()
-        layers.session.save(self.path, batches_done, self._data)
+        layers.session.save(path, batches_done, self.data)
+
+    def _note(self, batches_done: int) -> None:
         self.saved_batch = batches_done
         self._saved_time = time.monotonic()
 
@@ -110,6 +122,44 @@ class Forwards:
         with self._lock:
             self.done += self._running
             self._running = 0
+
+
+def header_of(path: str) -> tuple[int, str]:
+    """The batches that a snapshot is of, and what names them; see ``proto/snapshot.proto``.
+
+    Raises ValueError for a file that is no snapshot, or that was damaged.
+    """
+    with Path(path).open("rb") as file:
+        start = file.read(20)
+        if start[:8] != b"AMCTsnp\x01":
+            raise ValueError(f"{path}: this is not a snapshot, or one of another version")
+        size = min(int.from_bytes(start[8:16], "little"), Path(path).stat().st_size)
+        content = file.read(size)
+    if len(start) < 20 or len(content) < size or zlib.crc32(content) != int.from_bytes(start[16:], "little"):
+        raise ValueError(f"{path}: the snapshot is damaged; remove it, and calibrate from the start")
+    fields: dict[int, int | bytes] = {}
+    at = 0
+    while at < len(content):
+        key, at = _varint(content, at)
+        fields[key >> 3], at = _varint(content, at)
+        if key & 7 == 2:  # that was the length of what follows
+            length = int(fields[key >> 3])
+            fields[key >> 3] = content[at : at + length]
+            at += length
+    data = fields.get(6, b"")
+    return int(fields.get(3, 0)), data.decode() if isinstance(data, bytes) else ""
+
+
+def _varint(content: bytes, at: int) -> tuple[int, int]:
+    """A number of protobuf, and where it ends."""
+    number = shift = 0
+    while at < len(content):
+        byte = content[at]
+        number |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            break
+    return number, at
 
 
 def snapshots_of(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import tempfile
 import weakref
@@ -18,6 +17,7 @@ from amct_pytorch._cache_tap import CacheTap
 from amct_pytorch._checks import (
     DEFAULT_MEMORY_BUDGET,
     require_memory_budget,
+    require_other_files,
     require_path,
     require_type,
     require_utf8,
@@ -117,6 +117,7 @@ def create_quant_cali_config(
         None if config_defination is None else require_path("config_defination", config_defination)
     )
     _core.check_output_path(config_path)
+    require_other_files({"config_file": config_path}, {"config_defination": definition_path})
     if tap not in (None, "linear", "cache"):
         raise ValueError(f"tap must be 'linear' or 'cache', not {tap!r}")
     for name, number in (("max_position", max_position), ("sink_tokens", sink_tokens)):
@@ -237,10 +238,10 @@ def create_quant_cali_model(
     TypeError
         An argument has a wrong type.
     ValueError
-        A bad file name; an error in the configuration, or a layer in it that is not in the model or
-        cannot be calibrated; a negative `memory_budget`. A snapshot that was damaged, or is of another
-        calibration: of other settings, another memory budget or `snapshot_data`, or with a counts file where
-        there is none now.
+        A bad file name, or one for two of the files; an error in the configuration, or a layer in it that is
+        not in the model or cannot be calibrated; a negative `memory_budget`. A snapshot that was damaged, or
+        is of another calibration: of other settings, another memory budget or `snapshot_data`, or with a
+        counts file where there is none now.
     RuntimeError
         The model already holds calibration operators, or is in a DataParallel; another process calibrates
         into `record_file`. Later, from the model's
@@ -255,6 +256,21 @@ def create_quant_cali_model(
     >>> for batch in batches:
     ...     model(batch)  # doctest: +SKIP
     """
+    snapshots = snapshots_of(snapshot_file, snapshot_batches, snapshot_minutes, snapshot_data, resume)
+    _begin(config_file, record_file, model, memory_budget, counts_file, snapshots, resume)
+    return model
+
+
+def _begin(
+    config_file: str,
+    record_file: str,
+    model: torch.nn.Module,
+    memory_budget: int,
+    counts_file: str | None,
+    snapshots: Snapshots | None,
+    resume: bool,
+) -> None:
+    """As `create_quant_cali_model`."""
     config_path = require_path("config_file", config_file)
     record_path = require_path("record_file", record_file)
     require_type("model", model, torch.nn.Module)
@@ -262,7 +278,15 @@ def create_quant_cali_model(
     counts_path = "" if counts_file is None else require_path("counts_file", counts_file)
     if counts_file is not None:
         _core.check_output_path(counts_path)
-    snapshots = snapshots_of(snapshot_file, snapshot_batches, snapshot_minutes, snapshot_data, resume)
+    _core.check_output_path(record_path)
+    require_other_files(
+        {
+            "record_file": record_path,
+            "counts_file": counts_path,
+            "snapshot_file": None if snapshots is None else snapshots.path,
+        },
+        {"config_file": config_path},
+    )
     _refuse_calibrated(model)
     if any(isinstance(module, torch.nn.DataParallel) for module in model.modules()):
         raise RuntimeError(
@@ -277,9 +301,6 @@ def create_quant_cali_model(
     parts = [place for place in places if place.slice]
     layers = _layers_of(model, [*found, *parts])
     _core.check_layers(config.layer_names, layers, config_path)
-    _core.check_output_path(record_path)
-    if os.path.realpath(config_path) == os.path.realpath(record_path):
-        raise ValueError(f"record_file and config_file are both '{record_path}'; the record would replace it")
     modules = _distinct_modules(model, places, config_path)
     # The session is made first: where one of its files cannot be, nothing is replaced.
     session = _core.Session(
@@ -293,7 +314,6 @@ def create_quant_cali_model(
     run = CalibrationRun(session, model, list(zip(places, modules, strict=True)), snapshots, done)
     run.write_record()  # of layers that were finished before
     _retrace_compiled_models()
-    return model
 
 
 @contextlib.contextmanager
@@ -352,8 +372,7 @@ def calibrate(
     ...         model(batch)
     >>> run.results()  # doctest: +SKIP
     """
-    options: dict[str, Any] = {
-        "memory_budget": memory_budget,
+    saving: dict[str, Any] = {
         "snapshot_file": snapshot_file,
         "snapshot_batches": snapshot_batches,
         "snapshot_minutes": snapshot_minutes,
@@ -362,10 +381,13 @@ def calibrate(
     }
     if process_group is not None or tensor_parallel_group is not None:
         groups = tensor_parallel_group if process_group is None else process_group, tensor_parallel_group
-        with _together(model, config_file, record_file, counts_file, groups, options) as run:
+        files = config_file, record_file, counts_file
+        with _together(model, files, memory_budget, groups, saving) as run:
             yield run
         return
-    create_quant_cali_model(config_file, record_file, model, counts_file=counts_file, **options)
+    create_quant_cali_model(
+        config_file, record_file, model, memory_budget=memory_budget, counts_file=counts_file, **saving
+    )
     run = calibration_run(model)
     try:
         yield run
@@ -384,37 +406,56 @@ def calibrate(
 @contextlib.contextmanager
 def _together(
     model: torch.nn.Module,
-    config_file: str,
-    record_file: str,
-    counts_file: str | None,
+    files: tuple[str, str, str | None],
+    memory_budget: int,
     groups: tuple[Any, Any],
-    options: dict[str, Any],
+    saving: dict[str, Any],
 ) -> Iterator[CalibrationRun]:
     """Calibrate with the other processes of a group, some of which may share layers with this one."""
     from amct_pytorch import _distributed
+    from amct_pytorch._snapshots_together import RankSnapshots
 
+    config_file, record_file, counts_file = files
     processes = _distributed.Processes(groups[0])
     processes.share_layers(groups[1])
     with tempfile.TemporaryDirectory() as folder:
         own: list[str] = []
+        settings: dict[str, Any] = {}
+        found: dict[str, Any] = {"batches": [], "had": False}
+        snapshots: RankSnapshots | None = None
         with processes.together():
             config_path = require_path("config_file", config_file)
             record_path = require_path("record_file", record_file)
             counts_path = None if counts_file is None else require_path("counts_file", counts_file)
-            if options["snapshot_file"] is not None:
-                snapshot = require_path("snapshot_file", options["snapshot_file"])
-                options["snapshot_file"] = _distributed.of_rank(snapshot, processes.rank)
-            budget = require_memory_budget(options["memory_budget"])
+            one = snapshots_of(**saving)
+            snapshots = None if one is None else RankSnapshots(one, processes)
+            budget = require_memory_budget(memory_budget)
             _core.check_output_path(record_path)
+            require_other_files(
+                {
+                    "record_file": record_path,
+                    "counts_file": counts_path,
+                    "snapshot_file": None if snapshots is None else snapshots.path,
+                },
+                {"config_file": config_path},
+            )
+            if snapshots is not None and saving["resume"]:
+                found = snapshots.find()
             own = _core.read_config(config_path).layer_names
+            settings = _distributed.settings_of(config_path, Path(folder))
             endless = _distributed.endless_config(config_path, Path(folder))
+        processes.check_settings(settings | {"memory_budget": budget})
         names = [name for names in processes.tell_all(own) for name in names]
         # A layer's share is what it would be in a process that has all layers.
-        if counts_path is not None:  # so that values are kept where the search needs their range alone
-            options["counts_file"] = str(Path(folder) / "own.counts")
-        options["memory_budget"] = budget // max(1, len(set(names))) * len(own)
+        share = budget // max(1, len(set(names))) * len(own)
+        # So that values are kept where the search needs their range alone.
+        own_counts = None if counts_path is None else str(Path(folder) / "own.counts")
+        told = processes.tell_all(found)
         with processes.together():
-            create_quant_cali_model(endless, str(Path(folder) / "record.txt"), model, **options)
+            if snapshots is not None:
+                snapshots.choose(told)
+            record = str(Path(folder) / "record.txt")
+            _begin(endless, record, model, share, own_counts, snapshots, saving["resume"])
             whole = _distributed.whole_layers(model)
         run = calibration_run(model)
         run._at_release.detach()  # what it does not see others may
@@ -620,13 +661,13 @@ class CalibrationRun(Recorder):
             self._forwards.end(completed, self._between_forwards)
 
     def _between_forwards(self, batches_done: int) -> None:
-        if self._snapshots is None or not self._open or not self._snapshots.is_due(batches_done):
+        if self._snapshots is None or not self._open:
             return
         # Keys that wait to be turned are not in the session yet.
-        if any(tap.is_waiting for ref in self._taps if (tap := ref()) is not None):
-            return
+        ready = not any(tap.is_waiting for ref in self._taps if (tap := ref()) is not None)
         try:
-            self._snapshots.save(self._layers, batches_done)
+            if self._snapshots.is_due(batches_done, ready):
+                self._snapshots.save(self._layers, batches_done)
         except (OSError, RuntimeError) as error:
             if not self.keeps(error):
                 raise

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from amct_pytorch import _core
-from amct_pytorch._checks import require_path
+from amct_pytorch._checks import require_other_files, require_path
 from amct_pytorch._core import LayerResult
 
 _GRANULARITIES = ("per_tensor", "per_channel", "per_head")
@@ -42,8 +42,8 @@ def solve_counts(
     OSError
         A file cannot be read or written.
     ValueError
-        The file is damaged or is no counts file; a setting is wrong; the granularity is finer than what was
-        observed.
+        The file is damaged or is no counts file, or is `record_file`, too; a setting is wrong; the
+        granularity is finer than what was observed.
     RuntimeError
         A layer has no finite value, or its heads do not divide its channels.
 
@@ -55,6 +55,7 @@ def solve_counts(
     target = None if record_file is None else require_path("record_file", record_file)
     if target is not None:
         _core.check_output_path(target)
+        require_other_files({"record_file": target}, {"counts_file": path})
     if (word := settings.get("quant_granularity")) in _GRANULARITIES:
         settings["quant_granularity"] = _GRANULARITIES.index(word)
     results = _core.solve_counts(path, settings)
@@ -71,7 +72,7 @@ def merge_counts(counts_files: Iterable[str | os.PathLike[str]], output: str | o
     counts_files : iterable of str
         At least one; layers that some of them lack are taken from the others.
     output : str
-        The file to write.
+        The file to write; none of those that are read.
 
     Raises
     ------
@@ -86,4 +87,8 @@ def merge_counts(counts_files: Iterable[str | os.PathLike[str]], output: str | o
     paths = [require_path("counts_files", path) for path in counts_files]
     if not paths:
         raise ValueError("counts_files is empty; name the files to merge")
-    _core.merge_counts(paths, require_path("output", output))
+    target = require_path("output", output)
+    # Added to one of its parts, a sum counts that part again where it is made again.
+    for number, path in enumerate(paths):
+        require_other_files({"output": target}, {f"counts_files[{number}]": path})
+    _core.merge_counts(paths, target)

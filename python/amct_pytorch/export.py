@@ -6,7 +6,7 @@ import os
 from typing import TypeVar
 
 from amct_pytorch import _core
-from amct_pytorch._checks import require_path, require_type
+from amct_pytorch._checks import require_other_files, require_path, require_type
 from amct_pytorch._core import ExportReport, Runtime, Unrepresentable, VerifyReport
 
 __all__ = [
@@ -96,10 +96,12 @@ def export_record(
     OSError
         A file cannot be read or written.
     """
+    record, target = require_path("record_file", record_file), _path("output", output)
+    require_other_files({"output": target}, {"record_file": record})
     return _core.export_record(
-        require_path("record_file", record_file),
+        record,
         require_type("to", to, str),
-        output=_path("output", output),
+        output=target,
         model_folder=_path("model", model),
         heads=_optional("heads", heads, int),
         head_dim=_optional("head_dim", head_dim, int),

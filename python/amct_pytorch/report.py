@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from amct_pytorch import _core, _report_text
-from amct_pytorch._checks import require_path, require_type
+from amct_pytorch._checks import require_other_files, require_path, require_type
 from amct_pytorch._report_model import Report, read_layers
 from amct_pytorch._report_verdict import judged, reason_of_loss, reasons_of, verdict_of
 from amct_pytorch.evaluation import Evaluation
@@ -97,9 +97,7 @@ def report(
     }
     target = require_path("output", output)
     _core.check_output_path(target)
-    for name, path in paths.items():
-        if path is not None and os.path.realpath(path) == os.path.realpath(target):
-            raise ValueError(f"output and {name} are both '{target}'; the report would replace it")
+    require_other_files({"output": target}, paths)
     if title is not None:
         require_type("title", title, str)
     measured = evaluation.to_dict() if isinstance(evaluation, Evaluation) else evaluation or {}

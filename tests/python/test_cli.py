@@ -367,3 +367,13 @@ class TestMessages:
             text = run(command, "--help").stdout
             assert f"\n  Example: amct-pytorch {command} " in text
             assert max(map(len, text.splitlines())) <= 80
+
+
+def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
+    arguments = saved_model(tmp_path, "llama")
+    weights = tmp_path / "model" / "model.safetensors"
+    torch.save(tiny("llama").state_dict(), weights.with_name("pytorch_model.bin"))
+    assert run("calibrate", *arguments, "--record", tmp_path / "record.txt").exit_code == 0
+    weights.unlink()
+    message = error_of(run("calibrate", *arguments, "--record", tmp_path / "other.txt"))
+    assert "pickled files (*.bin), which could run code and are not read" in message

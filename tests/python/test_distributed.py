@@ -81,6 +81,30 @@ def calibrate(folder: Path, search: str, mine: slice, rank: int = 0, **options: 
     return [result.name for result in run.results()]
 
 
+# By what differs: what the second rank replaces in its configuration by what, and what all say of it.
+OTHER_SETTINGS = {
+    "granularity": (
+        '"quant_granularity":0',
+        '"quant_granularity":1',
+        "layer 'model.layers.0.self_attn.k_proj': quant_granularity is 0 for rank 0 and 1 for rank 1; all",
+    ),
+    "search": (
+        '"search_step":0.01',
+        '"search_step":0.02',
+        "layer 'model.layers.0.self_attn.k_proj': search_step is 0.01 for rank 0 and 0.02 for rank 1; all",
+    ),
+    "offset": (
+        '"activation_offset":true',
+        '"activation_offset":false',
+        "activation_offset is True for rank 0 and False for rank 1; all",
+    ),
+}
+
+
+def no_room(*_: object) -> tuple[torch.Tensor, torch.Tensor]:
+    raise MemoryError("no room")
+
+
 def torchrun(
     ranks: int, *arguments: str, check: bool = True, file: str = __file__
 ) -> subprocess.CompletedProcess[str]:
@@ -132,7 +156,8 @@ def test_layers_may_be_spread_as_well(tmp_path: Path) -> None:
     [
         ("setup", 1, "ValueError: .*no layer is named"),
         ("forward", 1, "ValueError: not today"),
-        ("merge", 0, "ValueError: .* was observed with another granularity"),
+        ("receive", 0, "MemoryError: no room"),
+        ("send", 1, "MemoryError: no room"),
     ],
 )
 def test_where_one_fails_all_raise(where: str, rank: int, error: str, tmp_path: Path) -> None:
@@ -140,6 +165,14 @@ def test_where_one_fails_all_raise(where: str, rank: int, error: str, tmp_path: 
     assert ended.returncode != 0
     assert re.search(f"another process failed, so there is no record: rank {rank}: {error}", ended.stdout)
     assert re.search(error, ended.stderr)
+    assert not (tmp_path / "record.txt").exists()
+
+
+@pytest.mark.parametrize("setting", list(OTHER_SETTINGS))
+def test_all_need_the_same_settings(setting: str, tmp_path: Path) -> None:
+    ended = torchrun(2, "fails", str(tmp_path), setting, check=False)
+    assert ended.returncode != 0
+    assert ended.stderr.count(f"ValueError: {OTHER_SETTINGS[setting][2]}") == 2
     assert not (tmp_path / "record.txt").exists()
 
 
@@ -194,9 +227,12 @@ def main() -> None:
         amct.create_quant_cali_config(config, model)
         if rank == 1 and more == ["setup"]:
             Path(config).write_text("{}")
-        if rank == 1 and more == ["merge"]:
+        if more == [("receive", "send")[rank]]:
+            Processes._room = no_room  # type: ignore[method-assign]
+        if rank == 1 and more[0] in OTHER_SETTINGS:
+            here, other = OTHER_SETTINGS[more[0]][:2]
             content = Path(config).read_text()
-            Path(config).write_text(content.replace('"quant_granularity":0', '"quant_granularity":1'))
+            Path(config).write_text(content.replace(here, other))
             assert Path(config).read_text() != content
         try:
             with amct.calibrate(model, config, f"{folder}/record.txt", process_group=group):

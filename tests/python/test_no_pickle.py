@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +36,10 @@ ATTRIBUTES = {
 }
 
 
+# What keeps transformers from unpickling weights.
+SAFE = {"use_safetensors", "gguf_file"}
+
+
 def name_of(node: ast.expr) -> str:
     """'torch.load' of an expression that is such a name."""
     if isinstance(node, ast.Attribute):
@@ -48,8 +53,15 @@ def faults_in(tree: ast.AST) -> Iterator[str]:
             yield from (f"import {name.name}" for name in node.names if name.name.split(".")[0] in MODULES)
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in MODULES:
             yield f"from {node.module}"
+        elif isinstance(node, ast.ImportFrom):
+            named = (f"{node.module}.{name.name}" for name in node.names)
+            yield from (f"from {name}" for name in named if name in ATTRIBUTES)
         elif isinstance(node, ast.Call):
             name = name_of(node.func)
+            words = {word.arg for word in node.keywords}
+            # Of weights; tokenizers and configurations are JSON.
+            if re.search(r"(kind|Model\w*|CausalLM)\.from_pretrained$", name) and not words & SAFE:
+                yield "from_pretrained()"
             if name in CALLS or name in ATTRIBUTES or name.split(".")[-1] in ATTRIBUTES:
                 yield f"{name}()"
             if any(word.arg == "trust_remote_code" for word in node.keywords):
@@ -61,16 +73,21 @@ def faults_in(tree: ast.AST) -> Iterator[str]:
 def test_the_check_sees_what_it_looks_for() -> None:
     source = (
         "import pickle, torch\nfrom yaml import load\neval('1')\ntorch.load('x')\n"
-        "dist.all_gather_object([], 1)\nf(trust_remote_code=False)\nsubprocess.run('x', shell=True)"
+        "dist.all_gather_object([], 1)\nf(trust_remote_code=False)\nsubprocess.run('x', shell=True)\n"
+        "from torch import load\nAutoModelForCausalLM.from_pretrained('x')\n"
+        "AutoTokenizer.from_pretrained('x')\nLlamaModel.from_pretrained('x', use_safetensors=True)"
     )
-    assert list(faults_in(ast.parse(source))) == [
-        *("import pickle", "from yaml", "eval()", "torch.load()", "dist.all_gather_object()"),
-        *("trust_remote_code", "shell"),
-    ]
+    assert sorted(faults_in(ast.parse(source))) == sorted(
+        [
+            *("import pickle", "from yaml", "eval()", "torch.load()", "dist.all_gather_object()"),
+            *("trust_remote_code", "shell", "from torch.load", "from_pretrained()"),
+        ]
+    )
 
 
 def test_sources() -> None:
-    sources = sorted(PACKAGE.rglob("*.py"))
+    examples = Path(__file__).parents[2] / "examples"
+    sources = sorted([*PACKAGE.rglob("*.py"), *examples.glob("*.py")])
     assert len(sources) > 40
     found = {path.name: list(faults_in(ast.parse(path.read_text("utf-8")))) for path in sources}
     assert {name: faults for name, faults in found.items() if faults} == {}

@@ -176,7 +176,7 @@ class TestModel:
         record, counts = files
         with pytest.raises(ValueError, match="'html', 'json', 'md'"):
             amct.report(record, counts, tmp_path / "x", format="pdf")
-        with pytest.raises(ValueError, match="would replace it"):
+        with pytest.raises(ValueError, match="would replace the other"):
             amct.report(record, counts, counts)
         with pytest.raises(FileNotFoundError):
             amct.report(tmp_path / "none.txt", counts, tmp_path / "x")

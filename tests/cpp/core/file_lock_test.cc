@@ -23,6 +23,15 @@ namespace {
 
 using support::expect_error;
 
+/// What another process returns.
+int in_another_process(const std::function<int()>& work) {
+  const pid_t child = ::fork();
+  if (child == 0) ::_exit(work());
+  int status = 0;
+  EXPECT_EQ(::waitpid(child, &status, 0), child);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
 class FileLockTest : public support::FolderTest {
  protected:
   const std::string path = folder / "record.txt";

@@ -1,7 +1,6 @@
 #include "amct/session/counts_file.h"
 
 #include "amct/core/error.h"
-#include "amct/core/limits.h"
 #include "amct/record/record_file.h"
 #include "amct/search/search.h"
 #include "amct/session/session.h"
@@ -203,24 +202,6 @@ TEST_F(CountsFileTest, NothingCountsTwiceInSilence) {
   EXPECT_EQ(support::read_file(folder / "a"), before);
   EXPECT_FALSE(std::filesystem::exists(folder / "all"));
   EXPECT_NO_THROW(merge({"a", "b"}, "all"));
-}
-
-TEST_F(CountsFileTest, WhatCouldNotBeReadIsNotWritten) {
-  Observer observer(Granularity::kPerTensor);
-  observer.observe(batch(1).view());
-  LayerConfig layer = config_of(1).layers[0];
-  CountsWriter writer(folder / "large", {});
-  for (std::size_t i = 0; i < kMaxLayers; ++i) {
-    layer.name = std::to_string(i);
-    writer.add(layer, i, observer);
-  }
-  expect_error<ValueError>([&] { writer.add(layer, kMaxLayers, observer); },
-                           {folder / "large", std::to_string(kMaxLayers) + " layers"});
-  writer.commit();
-  CountsReader reader(folder / "large");
-  std::size_t layers = 0;
-  while (reader.next()) ++layers;
-  EXPECT_EQ(layers, kMaxLayers);
 }
 
 TEST_F(CountsFileTest, OtherWaysOfObservingAreNotMerged) {

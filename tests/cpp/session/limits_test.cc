@@ -203,23 +203,25 @@ TEST_F(LimitsTest, NumberOfLayersOfACountsFile) {
   Observer observer(Granularity::kPerTensor);
   const float x = 1;
   observer.observe(TensorView::contiguous(&x, DType::kFloat32, {1, 1}));
-  const auto write = [&](std::size_t layers) {
-    CountsWriter writer(folder / "counts", {});
-    for (std::size_t i = 0; i < layers; ++i) {
-      config.name = std::to_string(i);
-      writer.add(config, i, observer);
-    }
-    writer.commit();
-  };
-  const auto count = [&] {
+  CountsWriter writer(folder / "counts", {});
+  CountsWriter too_many(folder / "too_many", {});
+  for (std::size_t i = 0; i < kMaxLayers; ++i) {
+    config.name = std::to_string(i);
+    writer.add(config, i, observer);
+    too_many.add(writer.layer(i));
+  }
+  expect_error<ValueError>([&] { writer.add(config, kMaxLayers, observer); },
+                           {folder / "counts", "65536 layers"});
+  writer.commit();
+  too_many.add(too_many.layer(0));  // as bytes, which are not looked into
+  too_many.commit();
+  const auto count = [&](const char* file) {
     std::size_t layers = 0;
-    for (CountsReader reader(folder / "counts"); reader.next();) ++layers;
+    for (CountsReader reader(folder / file); reader.next();) ++layers;
     return layers;
   };
-  write(kMaxLayers);
-  EXPECT_EQ(count(), kMaxLayers);
-  write(kMaxLayers + 1);
-  expect_error<ValueError>(count, {folder / "counts", "65536 layers"});
+  EXPECT_EQ(count("counts"), kMaxLayers);
+  expect_error<ValueError>([&] { count("too_many"); }, {folder / "too_many", "65536 layers"});
 }
 
 /// An observer of minimum and maximum has no memory that grows with channels before they are read.

@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=float, default=1e9, help="tokens of all ranks (default: 1e9)")
     parser.add_argument("--ranks", type=int, default=1024, help="processes (default: 1024)")
     parser.add_argument(
-        "--measured", type=int, default=65536, help="most tokens that a measurement shows (default: 65536)"
+        "--measured", type=int, default=1 << 20, help="most tokens that a measurement shows (default: 2^20)"
     )
     parser.add_argument(
         "--gigabytes-a-second", type=float, default=10.0, help="between two processes (default: 10)"

@@ -43,3 +43,12 @@ def test_every_promise_has_its_tests(readme: str) -> None:
 
 def test_the_languages_promise_the_same() -> None:
     assert named_tests("README.md") == named_tests("README.zh.md")
+
+
+def test_notices_name_what_wheels_may_hold() -> None:
+    source = (ROOT / "scripts" / "wheel_contents.py").read_text("utf-8")
+    licenses = dict(re.findall(r'^    "([a-z0-9-]+)": "([A-Za-z0-9.-]+)",$', source, re.MULTILINE))
+    assert len(licenses) > 5
+    rows = (ROOT / "THIRD_PARTY_NOTICES.md").read_text("utf-8").splitlines()
+    named = {cells[3].strip(): cells[2].strip() for row in rows if len(cells := row.split("|")) == 7}
+    assert licenses.items() <= named.items()

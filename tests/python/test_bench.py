@@ -21,6 +21,7 @@ import model
 import peers
 import plot
 import pytest
+import ranks
 import reach
 import results
 import table
@@ -279,6 +280,22 @@ class TestMeasure:
         file = folder / "script.py"
         file.write_text(textwrap.dedent(text))
         return file
+
+
+class TestRanks:
+    def test_what_ranks_move(self, capsys: pytest.CaptureFixture[str]) -> None:
+        model = ["--layers", "2", "--kv-heads", "1", "--head-dim", "4"]
+        assert ranks.main([*model, "--tokens", "1e6", "--ranks", "8", "--measured", "1000"]) == 0
+        out = capsys.readouterr().out
+        assert "1e+06 tokens over 8 ranks: 125,000 each, of which 1,000 are measured" in out
+        rows = [re.split(" {2,}", line) for line in out.splitlines() if line.startswith("per_")]
+        assert [row[0] for row in rows] == ["per_tensor", "per_channel"]
+        assert all(row[-1].startswith("3 x ") for row in rows)  # log2(8)
+
+    def test_sums_are_those_of_both(self, tmp_path: Path) -> None:
+        part, both, taken = ranks.measure("per_channel", 4, 1000)
+        assert 0 < part < both < 2 * part
+        assert taken > 0
 
 
 class TestPeers:

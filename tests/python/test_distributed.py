@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -168,6 +170,30 @@ def test_where_one_fails_all_raise(where: str, rank: int, error: str, tmp_path: 
     assert not (tmp_path / "record.txt").exists()
 
 
+def test_where_one_is_killed_the_others_end(tmp_path: Path) -> None:
+    """Also without torchrun, which would end them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = []
+    for rank in range(3):
+        env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "3"}
+        ranks.append(
+            subprocess.Popen(
+                [sys.executable, __file__, "fails", str(tmp_path), "killed"],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=os.environ | env | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)},
+            )
+        )
+    for rank in ranks:
+        rank.communicate(timeout=120)
+    codes = [rank.returncode for rank in ranks]
+    assert codes[1] == -signal.SIGKILL
+    assert 0 not in codes
+    assert not (tmp_path / "record.txt").exists()
+
+
 @pytest.mark.parametrize("setting", list(OTHER_SETTINGS))
 def test_all_need_the_same_settings(setting: str, tmp_path: Path) -> None:
     ended = torchrun(2, "fails", str(tmp_path), setting, check=False)
@@ -208,7 +234,7 @@ def main() -> None:
     if what == "spread":
         mine = slice(rank, None, size)
         results = calibrate(Path(folder), more[0], mine, rank, process_group=group)
-        print(f"{rank}:{len(results)}", flush=True)
+        print(f"{rank}:{len(results)}\n", end="", flush=True)  # in one write
     if what == "pipeline":
         model = tiny("llama")
         layers = [f"model.layers.{rank}.self_attn.{half}_proj" for half in "kv"]
@@ -227,7 +253,7 @@ def main() -> None:
         amct.create_quant_cali_config(config, model)
         if rank == 1 and more == ["setup"]:
             Path(config).write_text("{}")
-        if more == [("receive", "send")[rank]]:
+        if more == [{0: "receive", 1: "send"}.get(rank)]:
             Processes._room = no_room  # type: ignore[method-assign]
         if rank == 1 and more[0] in OTHER_SETTINGS:
             here, other = OTHER_SETTINGS[more[0]][:2]
@@ -237,6 +263,8 @@ def main() -> None:
         try:
             with amct.calibrate(model, config, f"{folder}/record.txt", process_group=group):
                 model(ids(rank))
+                if rank == 1 and more == ["killed"]:
+                    os.kill(os.getpid(), signal.SIGKILL)
                 if rank == 1 and more == ["forward"]:
                     raise ValueError("not today")
         except RuntimeError as error:

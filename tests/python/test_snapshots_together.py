@@ -93,7 +93,7 @@ def main() -> None:
         ) as run,
         torch.inference_mode(),
     ):
-        print(f"{rank}:{run.batches_done}", flush=True)
+        print(f"{rank}:{run.batches_done}\n", end="", flush=True)  # in one write
         mine = list(range(BATCHES)) if shares else list(range(BATCHES))[rank::size]
         for i in mine[run.batches_done :]:
             kill("clock", run.batches_done + 1)

@@ -46,9 +46,9 @@ bool fits_memory(const TensorView& view) {
     (stride < 0 ? below : above) += length;
   }
   const auto first = reinterpret_cast<std::uintptr_t>(view.data);
-  return static_cast<std::uintptr_t>(below * element_size) < first &&
-         static_cast<std::uintptr_t>((above + 1) * element_size) <=
-             std::numeric_limits<std::uintptr_t>::max() - first;
+  return std::cmp_less(below * element_size, first) &&
+         std::cmp_less_equal((above + 1) * element_size,
+                             std::numeric_limits<std::uintptr_t>::max() - first);
 }
 
 struct Dimension {

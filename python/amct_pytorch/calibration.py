@@ -261,6 +261,14 @@ def create_quant_cali_model(
     return model
 
 
+def _check_files(config: str, record: str, counts: str | None, snapshots: Snapshots | None) -> None:
+    """Raise ValueError where the record is no file's name, or one file of a run stands for two of them."""
+    _core.check_output_path(record)
+    snapshot = None if snapshots is None else snapshots.path
+    written = {"record_file": record, "counts_file": counts, "snapshot_file": snapshot}
+    require_other_files(written, {"config_file": config})
+
+
 def _begin(
     config_file: str,
     record_file: str,
@@ -278,15 +286,7 @@ def _begin(
     counts_path = "" if counts_file is None else require_path("counts_file", counts_file)
     if counts_file is not None:
         _core.check_output_path(counts_path)
-    _core.check_output_path(record_path)
-    require_other_files(
-        {
-            "record_file": record_path,
-            "counts_file": counts_path,
-            "snapshot_file": None if snapshots is None else snapshots.path,
-        },
-        {"config_file": config_path},
-    )
+    _check_files(config_path, record_path, counts_path, snapshots)
     _refuse_calibrated(model)
     if any(isinstance(module, torch.nn.DataParallel) for module in model.modules()):
         raise RuntimeError(
@@ -430,15 +430,7 @@ def _together(
             one = snapshots_of(**saving)
             snapshots = None if one is None else RankSnapshots(one, processes)
             budget = require_memory_budget(memory_budget)
-            _core.check_output_path(record_path)
-            require_other_files(
-                {
-                    "record_file": record_path,
-                    "counts_file": counts_path,
-                    "snapshot_file": None if snapshots is None else snapshots.path,
-                },
-                {"config_file": config_path},
-            )
+            _check_files(config_path, record_path, counts_path, snapshots)
             if snapshots is not None and saving["resume"]:
                 found = snapshots.find()
             own = _core.read_config(config_path).layer_names

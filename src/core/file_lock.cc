@@ -152,8 +152,8 @@ FileLock::FileLock(const std::string& path, std::chrono::milliseconds patience) 
   const std::string locked = lock_path(path).string();
   const auto deadline = std::chrono::steady_clock::now() + patience;
   for (;;) {
-    std::shared_ptr<Held>
-        shared;  // given up after the guard, which the end of the last share takes
+    // Given up after the guard, which the end of the last share takes.
+    std::shared_ptr<Held> shared;
     {
       const std::lock_guard guard(Held::mutex());
       std::weak_ptr<Held>& known = Held::all()[locked];

@@ -229,7 +229,7 @@ fuzz: system ## feed every parser and reader with what no one wrote; FUZZ_SECOND
 	  -DAMCT_WERROR=OFF -DAMCT_BUILD_FUZZ=ON -DAMCT_BUILD_TESTS=OFF -DAMCT_BUILD_CLI=OFF -DAMCT_BUILD_EXAMPLES=OFF -DAMCT_BUILD_SHARED=OFF
 	@"$(BIN)/cmake" --build build/fuzz -j$(JOBS)
 	@mkdir -p build/fuzz/crashes $(FUZZ_TARGETS:%=$(FUZZ_CORPUS)/%) $(FUZZ_TARGETS:%=$(FUZZ_KEPT)/%)
-	@build/fuzz/tests/fuzz/fuzz_seeds build/fuzz/seeds
+	@build/fuzz/tests/fuzz/fuzz_seeds build/fuzz/seeds tests/golden
 	@printf '%s\n' $(FUZZ_TARGETS) | ASAN_SYMBOLIZER_PATH=$$(command -v llvm-symbolizer-19) xargs -P $(JOBS) -I{} sh -c 'build/fuzz/tests/fuzz/fuzz_{} \
 	  $(FUZZ_ARGS) -dict=tests/fuzz/{}.dict -timeout=20 -rss_limit_mb=3072 -print_final_stats=1 -artifact_prefix=build/fuzz/crashes/{}- \
 	  $(FUZZ_CORPUS)/{} $(FUZZ_KEPT)/{} build/fuzz/seeds/{} > build/fuzz/{}.log 2>&1 \

@@ -20,6 +20,8 @@
 #include <unordered_map>
 #include <utility>
 
+#include <tbb/parallel_for.h>
+
 #include "session/background_tasks.h"
 #include "session/layer_result.h"
 #include "session/snapshot.h"
@@ -109,6 +111,13 @@ constexpr std::size_t kOperatorLayers = 64;
 // that are done.
 constexpr std::size_t kWaitingSearches = 4;
 
+/// oneTBB waits for itself for ever where memory runs out while it starts. It starts with a
+/// session, which has nothing in memory yet, and not with the first batch, which may be more than
+/// fits.
+void start_threads() {
+  tbb::parallel_for(0, 2, [](int /*unused*/) {});
+}
+
 bool in_background(const SessionOptions& options) {
   return options.search_in_background && options.writing_share < 1;
 }
@@ -153,6 +162,7 @@ struct Session::Impl {
   std::unique_ptr<BackgroundTasks> searches;  // none: searches run where layers are observed
 
   explicit Impl(const SessionOptions& options) : pace(options.writing_share) {
+    start_threads();
     if (in_background(options))
       searches = std::make_unique<BackgroundTasks>(kWaitingSearches, options.memory_budget / 2);
   }

@@ -1,6 +1,7 @@
-// Writes seeds for the fuzz targets: real files, in the forms that the targets take.
+// Writes seeds for the fuzz targets: real files, in the forms that the targets take. Some are those
+// of users, which `tests/golden` has; the rest is written here by the library itself.
 //
-// Usage: fuzz_seeds FOLDER
+// Usage: fuzz_seeds FOLDER GOLDEN
 #include "amct/config/calibration_config.h"
 #include "amct/export/exporter.h"
 #include "amct/record/record_file.h"
@@ -45,6 +46,20 @@ std::string blocks_of(const fs::path& path, const char* magic, char kind) {
     result += block.substr(0, size);
   }
   return result;
+}
+
+/// The files that users have: definitions, configurations and a record.
+void copy_golden(const fs::path& golden, const fs::path& folder) {
+  for (const fs::directory_entry& entry : fs::recursive_directory_iterator(golden)) {
+    const std::string name = entry.path().filename().string();
+    const char* target = name == "quant.cfg"                                ? "definition"
+                         : name == "expected.json" || name == "config.json" ? "config"
+                         : name == "record.txt"                             ? "record"
+                                                                            : nullptr;
+    if (target == nullptr) continue;
+    const std::string test_case = entry.path().parent_path().filename().string();
+    write(folder / target / ("golden-" + test_case), content_of(entry.path()));
+  }
 }
 
 void write_checkpoint(const fs::path& folder) {
@@ -100,8 +115,9 @@ std::string c_api_input(const char* algorithm, const char* granularity, const ch
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 2) return 2;
+  if (argc != 3) return 2;
   const fs::path folder(argv[1]);
+  copy_golden(argv[2], folder);
   const fs::path work = folder / "work";
   fs::create_directories(work);
   const std::vector<std::string> names{"a", "b"};

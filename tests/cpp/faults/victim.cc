@@ -10,7 +10,6 @@
 #include "faults/victim.h"
 
 #include "amct/core/error.h"
-#include "amct/observe/observer.h"
 #include "amct/search/search.h"
 #include "amct/session/session.h"
 
@@ -78,13 +77,6 @@ void run(const std::string& folder, long failing_allocation) {
   if (std::filesystem::exists(snapshot)) done = session.restore(snapshot);
   say("r " + std::to_string(done) + "\n");
   const std::vector<victim::Batch> batches = victim::batches();
-  if (failing_allocation != 0) {
-    // oneTBB waits for ever where memory runs out while it starts (atomic_do_once): that is not
-    // ours.
-    Observer observer(Granularity::kPerChannel);
-    observer.observe(batches[0].view());
-    static_cast<void>(observer.serialize());
-  }
   failing = failing_allocation;
   for (; done < victim::kBatches; ++done) {
     for (const std::string& layer : victim::kLayers) {

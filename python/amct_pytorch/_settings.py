@@ -85,7 +85,8 @@ class Settings:
                 definition = Path(folder) / "definition.cfg"
                 definition.write_text(
                     f"batch_num: {batches or DEFAULT_BATCHES} "
-                    f"kv_cache_quant_config {{ calibration_config {{ {self._search or ''} }} }}"
+                    f"kv_cache_quant_config {{ calibration_config {{ {self._search or ''} }} }}",
+                    encoding="utf-8",
                 )
                 self._write(config, model, definition)
         return _core.read_config(str(config)).batch_num

@@ -621,6 +621,8 @@ class CalibrationRun(Recorder):
     def save_snapshot(self) -> None:
         """Save the snapshot now, whatever its interval; between two forwards.
 
+        Of processes that share layers all must call it, after the same forward.
+
         Raises
         ------
         RuntimeError

@@ -167,14 +167,16 @@ mutation: system ## change lines of the searches; does a test fail? MUTATION_ARG
 	  --jobs $(JOBS) --json build/mutation/outcomes.json $(MUTATION_ARGS)
 
 # Memory that was never written, which the sanitizers do not see, in the optimized library as it is shipped.
+MEMCHECK := valgrind --quiet --error-exitcode=99 --suppressions=tests/cpp/valgrind.supp \
+  --leak-check=full --show-leak-kinds=definite,indirect --errors-for-leak-kinds=definite,indirect
 valgrind: system ## run C++ tests of the optimized library under Valgrind's memcheck
 	@scripts/system_packages.sh requirements/debian-ci.txt
 	@$(MAKE) cpp
 	@echo "== C++ tests, Valgrind"
-	@valgrind --quiet --error-exitcode=99 --suppressions=tests/cpp/valgrind.supp \
-	  --leak-check=full --show-leak-kinds=definite,indirect --errors-for-leak-kinds=definite,indirect \
-	  build/release/tests/cpp/amct_tests --gtest_brief=1 \
+	@$(MEMCHECK) build/release/tests/cpp/amct_tests --gtest_brief=1 \
 	  --gtest_filter="-$$(sed -e 's/#.*//' -e '/^ *$$/d' tests/cpp/valgrind_skips.txt | paste -s -d :)"
+	@mkdir -p build/valgrind
+	@$(MEMCHECK) build/release/tests/cpp/amct_c_test build/valgrind
 
 bench: system ## run the C++ benchmarks; BENCH_ARGS=--benchmark_filter=calibrate/per_tensor
 	$(venv) build bench

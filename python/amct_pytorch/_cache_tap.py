@@ -14,6 +14,7 @@ from amct_pytorch._cache_watch import LATENT_NORM, CacheWatch, copies_of_heads, 
 from amct_pytorch._device import DeviceLayers
 from amct_pytorch._graphs import is_recomputing, outside_graphs
 from amct_pytorch._log import logger
+from amct_pytorch._observe import Source
 from amct_pytorch._padding import Padding
 from amct_pytorch._place import Place
 from amct_pytorch._queries import QueryWatch, squares_of
@@ -80,13 +81,17 @@ class _Forward(threading.local):
         self.unweighed: _Unweighed | None = None  # keys that wait for their queries
 
 
-class _Waiting(NamedTuple):
-    """A batch of keys ``[batch, tokens, heads, head_dim]``, its real rows, and what is counted of it."""
+class _Batch(NamedTuple):
+    """A batch of keys ``[batch, tokens, heads, head_dim]``, its real rows, and the call that turned it."""
 
     keys: torch.Tensor
     rows: torch.Tensor | None
     call: RotaryCall | None
-    x: torch.Tensor
+
+    @property
+    def source(self) -> Source:
+        """What is stored of it, ``[batch, tokens, channels]``."""
+        return Source(self.keys.flatten(2), self.rows)
 
 
 class _Unweighed(NamedTuple):
@@ -132,7 +137,7 @@ class CacheTap(Tap):
         self._layout: Layout | None = None
         self._can_turn = True
         self._said_not_turned = False
-        self._waiting: list[_Waiting] = []  # keys of batches that did not tell how they are turned
+        self._waiting: list[_Batch] = []  # keys of batches that did not tell how they are turned
         self._lock = threading.Lock()
         self._forward = _Forward()
         self._watch = CacheWatch(attention, self.observe_states, self._begin, self._end)
@@ -206,23 +211,25 @@ class CacheTap(Tap):
 
     def _count(self, place: Place, keys: torch.Tensor, rows: torch.Tensor | None) -> None:
         """Count keys or values ``[batch, tokens, heads, head_dim]``, or their `rows`."""
-        x = keys.flatten(2)
-        x = x if rows is None else x.flatten(0, 1).index_select(0, rows)
+        batch = _Batch(keys, rows, None)
         if place.name not in self._turned:
-            self.observe(place.name, x)
+            self.observe(place.name, batch.source.counted(), batch.source)
             return
         try:
-            call = self._rotary_call(place, keys)
+            batch = batch._replace(call=self._rotary_call(place, keys))
         except LookupError:
-            self._wait(place, _Waiting(keys.clone(), rows, self._call(), x.clone()))
+            if not self._layers.session.plan(place.name).skips_non_finite and not keys.isfinite().all():
+                self.observe(place.name, batch.source.counted(), batch.source)  # raises
+            else:
+                self._wait(place, batch._replace(keys=keys.clone(), call=self._call()))
             return
         with self._lock:
             waiting, self._waiting = self._waiting, []
-        for batch in (*waiting, _Waiting(keys, rows, call, x)):
+        for each in (*waiting, batch):
             if place.name in self._names:
-                self.observe(place.name, self._with_turned(batch, self._turned[place.name]))
+                self.observe(place.name, self._with_turned(each, self._turned[place.name]), each.source)
 
-    def _wait(self, place: Place, batch: _Waiting) -> None:
+    def _wait(self, place: Place, batch: _Batch) -> None:
         """Keep a batch until a later one tells how its keys are to be turned."""
         with self._lock:
             if not self._waiting:
@@ -233,12 +240,13 @@ class CacheTap(Tap):
                 )
             self._waiting.append(batch)
 
-    def _with_turned(self, batch: _Waiting, max_position: int) -> torch.Tensor:
+    def _with_turned(self, batch: _Batch, max_position: int) -> torch.Tensor:
         """What is counted of a batch: its keys, and where they are turned those at other positions."""
+        x = batch.source.counted()
         if batch.call is None or self._layout is None or self._layout.channels == 0:
-            return batch.x
+            return x
         turned = self._turn(batch.keys, batch.rows, batch.call, max_position)
-        return torch.cat((batch.x.reshape(-1, batch.x.shape[-1]), *turned))
+        return torch.cat((x.reshape(-1, x.shape[-1]), *turned))
 
     def _turn(
         self, keys: torch.Tensor, rows: torch.Tensor | None, call: RotaryCall, max_position: int

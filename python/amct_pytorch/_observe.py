@@ -4,17 +4,37 @@ from __future__ import annotations
 
 import os
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # public, but named nowhere
 
-from amct_pytorch._core import LayerResult, Session
+from amct_pytorch._core import LayerResult, NonFiniteError, Session
 from amct_pytorch._device import DeviceLayers, counts_on_device
 from amct_pytorch._log import logger
 
 
-def observe(layers: DeviceLayers, name: str, x: Any) -> bool:
+class Source(NamedTuple):
+    """What a module put out, ``[batch, tokens, ...]``, and which rows of its tokens count, if not all do."""
+
+    x: torch.Tensor
+    rows: torch.Tensor | None
+
+    def counted(self) -> torch.Tensor:
+        """The rows that count, ``[rows, ...]``, or all as it was put out."""
+        return self.x if self.rows is None else self.x.flatten(0, 1).index_select(0, self.rows)
+
+    def is_counted_finite(self) -> torch.Tensor:
+        """Which values are finite, or do not count; as flat as `x` is."""
+        finite = self.x.isfinite()
+        if self.rows is not None:
+            left_out = torch.ones(finite.shape[:2], dtype=torch.bool, device=finite.device).flatten()
+            left_out[self.rows] = False
+            finite |= left_out.view(*finite.shape[:2], *(1 for _ in finite.shape[2:]))
+        return finite.flatten()
+
+
+def observe(layers: DeviceLayers, name: str, x: Any, source: Source | None = None) -> bool:
     """Add a batch of layer `name`; return whether the layer is finished.
 
     Parameters
@@ -26,6 +46,9 @@ def observe(layers: DeviceLayers, name: str, x: Any) -> bool:
     x : torch.Tensor
         float32, float16 or bfloat16, of any shape and strides, on any device; the last dimension is the
         channel. It is neither changed nor kept.
+    source : Source, optional
+        What `x` was made of, by leaving out rows or adding turned ones: errors in the host's memory tell
+        where in it a value is not finite.
 
     Raises
     ------
@@ -61,8 +84,19 @@ def observe(layers: DeviceLayers, name: str, x: Any) -> bool:
             finished, overwritten = layers.observe(name, to_dlpack(x))
     except OSError as error:
         raise kept_back(error, f"layer '{name}': its factors are") from error
+    except NonFiniteError:
+        if source is not None and x.is_cpu:
+            _check_finite(layers.session, name, source)
+        raise
     _warn_overwritten(layers.session, overwritten)
     return finished
+
+
+def _check_finite(session: Session, name: str, source: Source) -> None:
+    """Raise NonFiniteError, in terms of what the module put out, where that is not finite."""
+    wrong = ~source.is_counted_finite()
+    if count := int(wrong.sum()):
+        session.check(name, source.x.shape, 0, 0, count, int(wrong.nonzero()[0]))
 
 
 def kept_back(error: OSError, what: str) -> OSError:

@@ -46,13 +46,6 @@ class Padding:
         for hook in self._hooks:
             hook.remove()
 
-    def without(self, place: Place, x: torch.Tensor) -> torch.Tensor:
-        """What a layer put out, ``[batch, tokens, ...]``: the same, or the rows that count alone."""
-        if x.dim() < 3:
-            return x
-        rows = self.rows_of(place, x)
-        return x if rows is None else x.flatten(0, 1).index_select(0, rows)
-
     def rows_of(self, place: Place, x: torch.Tensor) -> torch.Tensor | None:
         """Which rows of a layer count: of tokens that are real, and not among the first `sink_tokens`.
 
@@ -61,14 +54,17 @@ class Padding:
         place : Place
             The layer, whose name tells whether it is of cross attention.
         x : torch.Tensor
-            What it sees, ``[batch, tokens, ...]``. Of a mask that is longer its tokens are those after the
-            ones in the cache; where it is too short for that, the last ones.
+            What it sees, ``[batch, tokens, ...]``; with fewer dimensions all of it counts. Of a mask that is
+            longer its tokens are those after the ones in the cache; where it is too short for that, the last
+            ones.
 
         Returns
         -------
         torch.Tensor or None
             int64, indices into the ``batch * tokens`` rows; None where all are.
         """
+        if x.dim() < 3:
+            return None
         sinks, (batch, tokens) = place.sink_tokens, x.shape[:2]
         if not self._running.forwards:
             return _rows_from(sinks, 0, x)

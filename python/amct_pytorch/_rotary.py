@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -183,19 +184,30 @@ def find_layout(before: Iterable[torch.Tensor], keys: torch.Tensor, angles: Angl
     Raises
     ------
     LookupError
-        Several ways give `keys`, as they do for tokens at position 0.
+        Several ways give `keys`, as they do for tokens at position 0; or no token's keys are all finite.
     """
     batch, head_dim = keys.shape[0], keys.shape[-1]
-    stored = _unit(keys.flatten(0, 1).float())
-    rows = [part.float() for part in (_heads_last(part, keys.shape) for part in before) if part is not None]
+    # What is not finite equals nothing, and must not make all ways look the same.
+    finite = keys.detach().isfinite().flatten(2).all(dim=-1).flatten().nonzero().flatten()
+    if len(finite) == 0:
+        raise LookupError
+
+    def tokens_of(part: torch.Tensor) -> torch.Tensor:
+        return part.float() if len(finite) == len(part) else part.float().index_select(0, finite)
+
+    stored = _unit(tokens_of(keys.flatten(0, 1)))
+    rows = [
+        tokens_of(part) for part in (_heads_last(part, keys.shape) for part in before) if part is not None
+    ]
 
     def error_of(turned: torch.Tensor) -> float:
         # Compared by direction: some models normalize keys afterwards.
-        return float(((_unit(turned) - stored).norm() / stored.norm()).detach())
+        error = float(((_unit(turned) - stored).norm() / stored.norm()).detach())
+        return error if math.isfinite(error) else math.inf
 
     errors = {Layout("halves", 0): min(map(error_of, rows), default=torch.inf)}
     if angles is not None and 2 * angles[0].shape[-1] <= head_dim:
-        cos, sin = (_rows(part, batch) for part in angles)
+        cos, sin = (tokens_of(_rows(part, batch)) for part in angles)
         channels = 2 * cos.shape[-1]
         halves, neighbours = Layout("halves", channels), Layout("neighbours", channels)
         # Neighbours may be sorted into halves on the way (DeepSeek).

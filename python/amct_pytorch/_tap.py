@@ -11,7 +11,7 @@ import torch
 
 from amct_pytorch._device import DeviceLayers
 from amct_pytorch._graphs import is_recomputing, outside_graphs
-from amct_pytorch._observe import observe
+from amct_pytorch._observe import Source, observe
 from amct_pytorch._padding import Padding
 from amct_pytorch._place import Place
 from amct_pytorch._projection import channels_last
@@ -64,13 +64,16 @@ class Tap:
         if not taps:
             del module.__dict__[_TAPS]
 
-    def observe(self, name: str, x: Any) -> None:
-        """Add a batch of layer `name`; hooks are taken off as the last layer is finished."""
+    def observe(self, name: str, x: Any, source: Source | None = None) -> None:
+        """Add a batch of layer `name`; hooks are taken off as the last layer is finished.
+
+        Arguments as of `_observe.observe`.
+        """
         if is_recomputing():
             return  # its forward was observed
         finished = False
         try:
-            finished = self._observe(self._layers, name, x)
+            finished = self._observe(self._layers, name, x, source)
         except Exception as error:
             finished = self._layers.session.finished(name)  # then only its record could not be written
             if not self._owner.keeps(error):
@@ -118,16 +121,18 @@ class LinearTap(Tap):
         self._hook = module.register_forward_hook(self)
 
     def __call__(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+        source = None
         if isinstance(output, torch.Tensor):
             output = local_part(self._place.name, output)
             tokens = output.numel()
             output = channels_last(module, output)
             if self._place.slice is not None:
                 output = self._place.slice.of(output)
-            output = self._padding.without(self._place, output)
+            source = Source(output, self._padding.rows_of(self._place, output))
+            output = source.counted()
             if output.numel() == 0 and tokens > 0:
                 return  # all of it is padding, or kept as it is
-        self.observe(self._place.name, output)
+        self.observe(self._place.name, output, source)
 
     def take_hooks_off(self) -> None:
         self._hook.remove()

@@ -118,13 +118,53 @@ def test_a_forward_that_fails_leaves_the_cache_as_it_was(tmp_path: Path) -> None
     model = tiny("llama")
     calibrated(tmp_path, model, definition=definition())
     cache = transformers.DynamicCache()
-    with torch.no_grad():
-        model.model.embed_tokens.weight[3, 0] = float("nan")
+    spoil(model, 3)
     with pytest.raises(amct.NonFiniteError, match=r"layers\.0\.self_attn\.k_proj', batch 1"):
         model(torch.tensor([[2, 3]]), **{CACHE: cache})
     assert "update" not in vars(cache)
     model(torch.tensor([[2, 4]]), use_cache=True)
     assert list(amct.read_record(tmp_path / "record.txt")) == NAMES
+
+
+def spoil(model: torch.nn.Module, token: int) -> None:
+    """Have the model's keys be NaN for a token."""
+    with torch.no_grad():
+        model.model.embed_tokens.weight[token, 0] = float("nan")
+
+
+@pytest.mark.parametrize("bad", [[[3, 3, 3]], [[2, 3, 4]]], ids=["all", "one"])
+def test_a_batch_that_is_refused_does_not_tell_how_keys_are_turned(bad: Any, tmp_path: Path) -> None:
+    records = []
+    for name in ("alone", "after"):
+        model = tiny("llama")
+        spoil(model, 3)
+        calibrated(tmp_path / name, model, definition=definition(batches=2, reach=64))
+        if name == "after":
+            with pytest.raises(amct.NonFiniteError):
+                model(torch.tensor(bad), use_cache=True)
+        for tokens_of_batch in ([[4, 5, 6, 7]], [[8, 9, 10, 11]]):
+            model(torch.tensor(tokens_of_batch), use_cache=True)
+        records.append((tmp_path / name / "record.txt").read_bytes())
+    assert records[0] == records[1]
+
+
+@pytest.mark.parametrize("reach", [0, 64])
+@pytest.mark.parametrize("mask", [None, [[0, 0, 1, 1], [0, 1, 1, 1]]], ids=["whole", "padded"])
+def test_not_finite_values_are_told_by_their_place_in_the_batch(
+    mask: Any, reach: int, tmp_path: Path
+) -> None:
+    """Not by that among the rows that are counted, which padding leaves out and turning adds."""
+    model = tiny("llama")
+    spoil(model, 3)
+    calibrated(tmp_path, model, definition=definition(batches=3, reach=reach))
+    model(ids(seed=1) % 3 + 4, use_cache=True)
+    bad = torch.tensor([[3, 4, 5, 6], [4, 5, 3, 6]])  # the first is padding where there is a mask
+    given = {} if mask is None else {"attention_mask": torch.tensor(mask)}
+    with pytest.raises(amct.NonFiniteError, match=r"k_proj', batch 2: .* of shape \[2, 4, 16\]") as caught:
+        model(bad, use_cache=True, **given)
+    channels = 16
+    first = 0 if mask is None else 6 * channels
+    assert (caught.value.count, caught.value.first_index) == (channels * (2 if mask is None else 1), first)
 
 
 def test_the_order_of_batches_does_not_matter(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import sys
 from collections.abc import Iterator
@@ -37,7 +38,8 @@ class ModelFiles:
     @property
     def source(self) -> dict[str, Any]:
         """The arguments of ``from_pretrained``."""
-        path = {"pretrained_model_name_or_path": str(self.folder)}
+        # Left open, transformers would ask on standard input, which may be a file of answers.
+        path = {"pretrained_model_name_or_path": str(self.folder), "trust_remote_code": False}
         return path if self.gguf is None else {**path, "gguf_file": self.gguf}
 
 
@@ -180,7 +182,7 @@ def _build_of(transformers: Any, config: Any) -> Any:
     known = [name for name in config.architectures or () if hasattr(transformers, name)]
     if known:
         return getattr(transformers, known[0])._from_config
-    return transformers.AutoModelForCausalLM.from_config
+    return functools.partial(transformers.AutoModelForCausalLM.from_config, trust_remote_code=False)
 
 
 @contextlib.contextmanager
@@ -190,6 +192,11 @@ def _reading(files: ModelFiles) -> Iterator[None]:
         yield
     except Exception as error:
         message = f"'{files}' is not a model that transformers can read: {_first_line(error)}"
+        if "trust_remote_code" in str(error):
+            message = (
+                f"'{files}' comes with Python code of its own (auto_map in config.json), which commands do "
+                "not run; where you trust it, load the model in a script and use amct_pytorch.calibrate()"
+            )
         raise InputError(message) from error
 
 

@@ -17,11 +17,11 @@ WORDS = ["<unk>", "</s>", "<s>", "<|user|>", "<|assistant|>", *"abcdefghijklmnop
 CHAT_TEMPLATE = "<s>{% for m in messages %} <|{{ m['role'] }}|> {{ m['content'] }} </s>{% endfor %}"
 
 
-def run(*arguments: str | Path) -> Result:
+def run(*arguments: str | Path, stdin: str = "") -> Result:
     """Run the command, and leave the package's logger as it was."""
     handlers, level = logger.handlers, logger.level
     try:
-        return CliRunner().invoke(app, list(map(str, arguments)), prog_name="amct-pytorch")
+        return CliRunner().invoke(app, list(map(str, arguments)), input=stdin, prog_name="amct-pytorch")
     finally:
         logger.handlers = handlers
         logger.setLevel(level)

@@ -369,6 +369,29 @@ class TestMessages:
             assert max(map(len, text.splitlines())) <= 80
 
 
+@pytest.mark.parametrize("known", [True, False], ids=["a known type", "a type of its own"])
+def test_code_that_comes_with_a_model_is_not_run(known: bool, tmp_path: Path) -> None:
+    """transformers would ask whether to, on standard input."""
+    arguments = saved_model(tmp_path, "llama")
+    folder = tmp_path / "model"
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model"}
+    config["architectures"] = ["TheirModel"]
+    if not known:
+        config["model_type"] = "theirs"
+    (folder / "config.json").write_text(json.dumps(config))
+    marker = tmp_path / "run"
+    (folder / "theirs.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
+    result = run("calibrate", *arguments, "--record", tmp_path / "record.txt", stdin="y\n" * 9)
+    assert not marker.exists()
+    if known:
+        assert result.exit_code == 0
+    else:
+        assert "comes with Python code of its own (auto_map in config.json), which commands do not run" in (
+            error_of(result)
+        )
+
+
 def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
     arguments = saved_model(tmp_path, "llama")
     weights = tmp_path / "model" / "model.safetensors"

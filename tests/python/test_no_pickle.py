@@ -64,7 +64,11 @@ def faults_in(tree: ast.AST) -> Iterator[str]:
                 yield "from_pretrained()"
             if name in CALLS or name in ATTRIBUTES or name.split(".")[-1] in ATTRIBUTES:
                 yield f"{name}()"
-            if any(word.arg == "trust_remote_code" for word in node.keywords):
+            if any(
+                word.arg == "trust_remote_code"
+                and not (isinstance(word.value, ast.Constant) and word.value.value is False)
+                for word in node.keywords
+            ):
                 yield "trust_remote_code"
             if any(word.arg == "shell" for word in node.keywords):
                 yield "shell"
@@ -73,7 +77,8 @@ def faults_in(tree: ast.AST) -> Iterator[str]:
 def test_the_check_sees_what_it_looks_for() -> None:
     source = (
         "import pickle, torch\nfrom yaml import load\neval('1')\ntorch.load('x')\n"
-        "dist.all_gather_object([], 1)\nf(trust_remote_code=False)\nsubprocess.run('x', shell=True)\n"
+        "dist.all_gather_object([], 1)\nf(trust_remote_code=False)\nf(trust_remote_code=x)\n"
+        "subprocess.run('x', shell=True)\n"
         "from torch import load\nAutoModelForCausalLM.from_pretrained('x')\n"
         "AutoTokenizer.from_pretrained('x')\nLlamaModel.from_pretrained('x', use_safetensors=True)"
     )

@@ -104,6 +104,8 @@ def with_errors_in_a_line(command: Callable[P, None]) -> Callable[P, None]:
 
 
 def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and isinstance(error.__cause__, OSError):
+        error = error.__cause__  # without what there is to call in Python
     if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
         return f"'{error.filename}': {error.strerror}"
     return str(error)

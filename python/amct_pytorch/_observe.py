@@ -83,7 +83,7 @@ def observe(layers: DeviceLayers, name: str, x: Any, source: Source | None = Non
             # A tensor's own __dlpack__ is Python code, which takes as long as all the rest of a small call.
             finished, overwritten = layers.observe(name, to_dlpack(x))
     except OSError as error:
-        raise kept_back(error, f"layer '{name}': its factors are") from error
+        raise kept_back(error, f"layer '{name}': its factors are", layers.session) from error
     except NonFiniteError:
         if source is not None and x.is_cpu:
             _check_finite(layers.session, name, source)
@@ -99,10 +99,12 @@ def _check_finite(session: Session, name: str, source: Source) -> None:
         session.check(name, source.x.shape, 0, 0, count, int(wrong.nonzero()[0]))
 
 
-def kept_back(error: OSError, what: str) -> OSError:
-    """An error of the record file, with what to do about the factors."""
-    text = f"{error.strerror} ({what} kept; mend this, then call write_record())"
-    return OSError(error.errno, text, error.filename)
+def kept_back(error: OSError, what: str, session: Session) -> OSError:
+    """An error of the record or counts file, with what to do about it."""
+    remedy = f"{what} kept; mend this, then call write_record()"
+    if session.counts_file and error.filename == session.counts_file:
+        remedy = "what layers were seen to hold is lost; mend this, and go on from a snapshot or begin anew"
+    return OSError(error.errno, f"{error.strerror} ({remedy})", error.filename)
 
 
 class Recorder:

@@ -54,16 +54,20 @@ class Snapshots:
         logger.info("'%s': going on after %d batches", path, done)
         return done
 
-    def is_due(self, batches_done: int, ready: bool) -> bool:
-        """Whether it is time to save again, and all that was seen can be."""
-        if not ready:
-            return False
+    def is_time(self, batches_done: int) -> bool:
+        """Whether it is time to save again."""
         if self.batches is not None and batches_done - self.saved_batch >= self.batches:
             return True
         return self.minutes is not None and time.monotonic() - self._saved_time >= 60 * self.minutes
 
-    def save(self, layers: DeviceLayers, batches_done: int) -> None:
-        """Save what was seen, on devices as well."""
+    def is_due(self, batches_done: int, ready: bool) -> bool:
+        """Whether it is time to save again, and all that was seen can be."""
+        return ready and self.is_time(batches_done)
+
+    def save(self, layers: DeviceLayers, batches_done: int, obstacle: Exception | None = None) -> None:
+        """Save what was seen, on devices as well; or raise what keeps this process from it."""
+        if obstacle is not None:
+            raise obstacle
         self._write(layers, self.path, batches_done)
         self._note(batches_done)
 
@@ -90,38 +94,63 @@ class Forwards:
         Forwards before these.
     """
 
+    # How long forwards wait for others to end. One that was interrupted, and whose thread calls the model no
+    # more, never ends.
+    _PATIENCE_SECONDS = 60.0
+
     def __init__(self, done: int) -> None:
         self.done = done
         self._running = 0
-        self._lock = threading.RLock()
+        self._is_torn = False
+        self._is_held = False
+        self._changed = threading.Condition(threading.RLock())
+
+    @property
+    def is_torn(self) -> bool:
+        """Whether layers may have seen different batches: a forward runs, or was the last one and failed."""
+        with self._changed:
+            return self._is_torn or self._running > 0
 
     def begin(self) -> None:
-        """A forward begins; waits while something is done between two."""
-        with self._lock:
+        """A forward begins; waits while something is done, or to be done, between two."""
+        with self._changed:
+            if self._is_held and not self._changed.wait_for(
+                lambda: not self._is_held, self._PATIENCE_SECONDS
+            ):
+                self._is_held = False
             self._running += 1
 
-    def end(self, completed: bool, between: Callable[[int], None]) -> None:
+    def end(self, completed: bool, is_time: Callable[[int], bool], between: Callable[[int], None]) -> None:
         """A forward ends; one that failed is not counted.
 
         Parameters
         ----------
         completed : bool
             Whether it did not fail.
+        is_time : callable
+            Takes the number of forwards that are done; whether there is something to do between two. Where
+            forwards of several threads overlap, new ones then wait until all have ended.
         between : callable
-            Takes the number of forwards that are done; called while no other runs. Where forwards of several
-            threads overlap, it waits for a moment when none does.
+            Takes the number of forwards that are done; called while no other runs.
         """
-        with self._lock:
+        with self._changed:
             self._running = max(self._running - 1, 0)  # it may have begun before the run
             self.done += completed
-            if completed and self._running == 0:
-                between(self.done)
+            self._is_torn = not completed
+            try:
+                if self._running == 0 and completed:
+                    between(self.done)
+            finally:
+                self._is_held = self._running > 0 and is_time(self.done)
+                self._changed.notify_all()
 
     def end_all(self) -> None:
         """Nothing more is told: a forward that runs, and made the last layer finish, counts as done."""
-        with self._lock:
+        with self._changed:
             self.done += self._running
             self._running = 0
+            self._is_held = False
+            self._changed.notify_all()
 
 
 def header_of(path: str) -> tuple[int, str]:

@@ -106,17 +106,18 @@ class RankSnapshots(Snapshots):
         if not self._is_shared:
             return due
         # Of all whether they are ready, of the first one whether it wants to.
-        told = self._tell(batches_done, due=super().is_due(batches_done, True), ready=ready)
+        told = self._tell(batches_done, due=self.is_time(batches_done), ready=ready)
         return bool(told[0]["due"]) and all(other["ready"] for other in told)
 
-    def save(self, layers: DeviceLayers, batches_done: int) -> None:
+    def save(self, layers: DeviceLayers, batches_done: int, obstacle: Exception | None = None) -> None:
         """Save what was seen; all that share layers must call it, after the same batch."""
         if not self._is_shared:
-            super().save(layers, batches_done)
+            super().save(layers, batches_done, obstacle)
             return
-        error: Exception | None = None
+        error = obstacle
         try:
-            self._write(layers, self._next, batches_done)
+            if error is None:
+                self._write(layers, self._next, batches_done)
         except Exception as cause:  # the others wait to hear of it
             error = cause
         told = self._tell(batches_done, saved=error is None)

@@ -178,6 +178,9 @@ class ForwardHooks:
         ]
 
     def _begin(self, module: torch.nn.Module, args: Any) -> None:
+        # A model does not run inside of itself: what an exception such as KeyboardInterrupt ends, no hook is
+        # told of.
+        self._end(completed=False)
         self._running.is_on = True
         if run := self._run():
             self._begin_forward(run)

@@ -566,8 +566,17 @@ class CalibrationRun(Recorder):
         self._open.discard(name)
         if not self._open:
             self.release()
-            if self._snapshots is not None and not self._session.unfinished():
-                self._snapshots.remove()  # the record was written
+            self._remove_snapshots_if_complete()
+
+    def _remove_snapshots_if_complete(self) -> None:
+        """Take the snapshots away as soon as the files that were asked for have all there is to know."""
+        if self._snapshots is not None and self._session.is_complete():
+            self._snapshots.remove()
+
+    def write_record(self) -> None:
+        """As of `Recorder`; a snapshot that is of no use any more is removed."""
+        super().write_record()
+        self._remove_snapshots_if_complete()
 
     def keeps(self, error: Exception) -> bool:
         """Told by a tap of an error: whether it is kept until the end, so that the forward goes on.
@@ -626,13 +635,28 @@ class CalibrationRun(Recorder):
         Raises
         ------
         RuntimeError
-            The run has no `snapshot_file`, or all layers are finished.
+            The run has no `snapshot_file`, or all layers are finished; a forward runs, or failed or was
+            interrupted, so that some layers have seen its batch and others have not; or keys wait for a batch
+            that tells how they are turned. The file is as it was.
         OSError
             The file cannot be written; the one that was there is as it was.
         """
         if self._snapshots is None:
             raise RuntimeError("the run has no snapshot_file")
-        self._snapshots.save(self._layers, self.batches_done)
+        obstacle = None
+        if self._forwards.is_torn:
+            obstacle = (
+                "the last forward did not end as it should, or one still runs, so some layers may have seen "
+                "a batch that others have not; the snapshot before it stays"
+            )
+        elif self._keys_wait():
+            obstacle = (
+                "keys at the first position wait for a longer batch, which tells how they are turned, and "
+                "would be lost; the snapshot before them stays"
+            )
+        self._snapshots.save(
+            self._layers, self.batches_done, None if obstacle is None else RuntimeError(obstacle)
+        )
 
     def begin_forward(self) -> None:
         """Told by a hook of the model."""
@@ -650,17 +674,22 @@ class CalibrationRun(Recorder):
             if completed:
                 self.write_record()
         except OSError as error:
-            raise kept_back(error, "the factors of this forward are") from error
+            raise kept_back(error, "the factors of this forward are", self._session) from error
         finally:
-            self._forwards.end(completed, self._between_forwards)
+            self._forwards.end(completed, self._is_time_for_snapshot, self._between_forwards)
+
+    def _keys_wait(self) -> bool:
+        """Whether keys wait to be turned, which are not in the session yet."""
+        return any(tap.is_waiting for ref in self._taps if (tap := ref()) is not None)
+
+    def _is_time_for_snapshot(self, batches_done: int) -> bool:
+        return self._snapshots is not None and bool(self._open) and self._snapshots.is_time(batches_done)
 
     def _between_forwards(self, batches_done: int) -> None:
         if self._snapshots is None or not self._open:
             return
-        # Keys that wait to be turned are not in the session yet.
-        ready = not any(tap.is_waiting for ref in self._taps if (tap := ref()) is not None)
         try:
-            if self._snapshots.is_due(batches_done, ready):
+            if self._snapshots.is_due(batches_done, not self._keys_wait()):
                 self._snapshots.save(self._layers, batches_done)
         except (OSError, RuntimeError) as error:
             if not self.keeps(error):

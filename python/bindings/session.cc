@@ -340,7 +340,10 @@ void bind_session(nb::module_& module) {
           },
           nb::call_guard<nb::gil_scoped_release>(),
           "The layers that need more batches: (name, batches seen, batches needed).")
-      .def_prop_ro("record_file", &amct::Session::record_file);
+      .def("is_complete", &amct::Session::is_complete, nb::call_guard<nb::gil_scoped_release>(),
+           "Whether record and counts file have all layers.")
+      .def_prop_ro("record_file", &amct::Session::record_file)
+      .def_prop_ro("counts_file", &amct::Session::counts_file, "Empty where none is written.");
   module.def(
       "algorithm_names",
       [] {

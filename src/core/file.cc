@@ -219,6 +219,14 @@ void check_output_path(const std::string& path) {
   if (path.back() == '/' || fs::is_directory(path, ignored)) {
     throw ValueError("'" + path + "' is a folder; the name of a file is needed");
   }
+  // /dev/null would be replaced by whoever may, and so would the link /dev/stdout.
+  const fs::file_status status = fs::status(path, ignored);
+  if (fs::exists(status) && !fs::is_regular_file(status)) {
+    throw ValueError(
+        "'" + path +
+        "' is a device, pipe or socket, which would be replaced; the name of a file is "
+        "needed");
+  }
 }
 
 void check_different_files(std::span<const std::string> paths) {

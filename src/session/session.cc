@@ -18,6 +18,7 @@
 #include <shared_mutex>
 #include <span>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 
 #include <tbb/parallel_for.h>
@@ -153,9 +154,10 @@ struct Session::Impl {
   std::exception_ptr failure;          // of a search in the background; the first one
   RecordPace pace;
 
-  mutable std::mutex counts_mutex;                       // guards what follows
-  std::optional<CountsWriter> counts;                    // of layers that are finished
-  bool counts_lost = false;                              // since they could not be written
+  mutable std::mutex counts_mutex;     // guards what follows
+  std::optional<CountsWriter> counts;  // of layers that are finished
+  bool counts_lost = false;            // since they could not be written
+  bool counts_written = false;
   std::unordered_map<std::size_t, std::size_t> counted;  // by their places in the configuration
 
   // The last member: its end waits for tasks that use the others.
@@ -220,15 +222,22 @@ struct Session::Impl {
     std::unique_lock results_lock(results_mutex);
     if (result) add_result(std::move(*result));
     const bool is_last = ++observed == order.size();
+    std::exception_ptr failed;  // which is no reason to keep the factors from the record
     if (is_last) {
       results_lock.unlock();
-      wait_for_searches();
-      commit_counts();
+      try {
+        wait_for_searches();
+        commit_counts();
+      } catch (...) {
+        failed = std::current_exception();
+      }
       results_lock.lock();
     }
     const bool due = order.empty() || is_last || pace.allows_writing();
-    return {.kind = Observation::Kind::kFinished,
-            .overwritten = due ? write_locked() : std::vector<std::string>()};
+    Observation seen{.kind = Observation::Kind::kFinished, .overwritten = {}};
+    if (due) seen.overwritten = write_locked();
+    if (failed) std::rethrow_exception(failed);
+    return seen;
   }
 
   void search_later(Layer& layer, Observer&& observer) {
@@ -299,12 +308,22 @@ struct Session::Impl {
     }
   }
 
+  /// Throws StateError where they were lost, each time: whoever mends what was wrong then is not to
+  /// take the file for written.
   void commit_counts() {
     const std::lock_guard lock(counts_mutex);
+    if (counts_lost) {
+      throw StateError("the counts file '" + counts_file +
+                       "' could not be written, and what finished layers were seen to hold is "
+                       "lost; to have it, calibrate again or go on from a snapshot");
+    }
     if (!counts) return;
     CountsWriter writer = std::move(*counts);
     counts.reset();
+    counts_lost = true;
     writer.commit();
+    counts_lost = false;
+    counts_written = true;
   }
 
   SnapshotHeader snapshot_header(const std::string& data) const {
@@ -397,8 +416,21 @@ struct Session::Impl {
     const RecordPace::Write write(pace);
     std::vector<std::string> replaced = merge_into_record(record_file, unwritten, order);
     unwritten.clear();
-    if (observed == order.size()) lock.reset();  // an operator has none
+    if (observed == order.size()) {
+      write_missing();
+      lock.reset();  // an operator has none
+    }
     return replaced;
+  }
+
+  /// Writes again what somebody took out of the record meanwhile: the file may have been removed.
+  void write_missing() const {
+    std::unordered_set<std::string> there;
+    for (const LayerRecord& layer : read_record(record_file)) there.insert(layer.name);
+    std::vector<LayerRecord> missing;
+    for (const LayerResult& result : results)
+      if (!there.contains(result.name)) missing.push_back(record_of(result));
+    if (!missing.empty()) merge_into_record(record_file, missing, order);
   }
 };
 
@@ -607,6 +639,16 @@ std::vector<UnfinishedLayer> Session::unfinished() const {
   return result;
 }
 
+bool Session::is_complete() const {
+  {
+    const std::lock_guard lock(impl_->results_mutex);
+    if (impl_->results.size() < impl_->order.size() || !impl_->unwritten.empty()) return false;
+  }
+  const std::lock_guard lock(impl_->counts_mutex);
+  return !impl_->order.empty() && (impl_->counts_file.empty() || impl_->counts_written);
+}
+
 const std::string& Session::record_file() const { return impl_->record_file; }
+const std::string& Session::counts_file() const { return impl_->counts_file; }
 
 }  // namespace amct

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import os
+import resource
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +155,124 @@ def test_a_forward_that_failed_is_not_counted(tmp_path: Path) -> None:
     assert run.batches_done == 1
 
 
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_part_of_a_batch_is_not_saved(error: type[BaseException], tmp_path: Path) -> None:
+    """Who goes on from it would show the batch again, and some layers would have seen it twice."""
+    snapshot, model = tmp_path / "snapshot", tiny("llama")
+    options: dict[str, Any] = {"snapshot_file": str(snapshot), "snapshot_batches": 1}
+    config = config_of(tmp_path, model)
+    amct.create_quant_cali_model(config, str(tmp_path / "record.txt"), model, **options)
+    run = amct.calibration_run(model)
+    show(model, 0, 1)
+    before = snapshot.read_bytes()
+
+    def fail(module: torch.nn.Module, args: Any) -> None:
+        with pytest.raises(RuntimeError, match="or one still runs"):
+            run.save_snapshot()
+        raise error
+
+    hook = model.model.layers[1].register_forward_pre_hook(fail)
+    with pytest.raises(error):
+        show(model, 1, 2)
+    hook.remove()
+    with pytest.raises(RuntimeError, match="did not end as it should"):
+        run.save_snapshot()
+    assert snapshot.read_bytes() == before
+    show(model, 1, 2)  # whoever goes on all the same has a run like any other
+    assert run.batches_done == 2
+    again = tiny("llama")
+    amct.create_quant_cali_model(config, str(tmp_path / "record.txt"), again, **options, resume=True)
+    assert amct.calibration_run(again).batches_done == 2
+    assert amct.calibration_run(again).unfinished() == run.unfinished()
+
+
+def test_what_a_full_disk_kept_from_the_files_is_gone_on_from(tmp_path: Path) -> None:
+    snapshot, counts, record = tmp_path / "snapshot", tmp_path / "all.counts", tmp_path / "record.txt"
+    options: dict[str, Any] = {"counts_file": str(counts), "snapshot_file": str(snapshot)}
+    model = tiny("llama")
+    config = config_of(tmp_path, model)
+
+    def end_on_a_full_disk() -> None:
+        with amct.calibrate(model, config, str(record), **options, snapshot_batches=1) as run:
+            show(model, 0, BATCHES - 1)
+            with files_of_at_most(4000), pytest.raises(OSError, match="is lost") as caught:
+                show(model, BATCHES - 1, BATCHES)
+            assert caught.value.filename == str(counts)
+            run.write_record()
+
+    with pytest.raises(RuntimeError, match=r"the counts file '.*' could not be written"):
+        end_on_a_full_disk()
+    assert list(amct.read_record(record)) == NAMES
+    assert not counts.exists()
+    with amct.calibrate(model, config, str(record), **options, resume=True) as run:
+        assert run.batches_done == BATCHES - 1
+        show(model, BATCHES - 1, BATCHES)
+    assert not snapshot.exists()
+    at_once, again = tmp_path / "once.counts", tiny("llama")
+    with amct.calibrate(again, config, str(tmp_path / "once.txt"), counts_file=str(at_once)):
+        show(again, 0, BATCHES)
+    for path in (counts, at_once):
+        amct.solve_counts(str(path), f"{path}.txt", act_algo="mse")
+    assert Path(f"{counts}.txt").read_bytes() == Path(f"{at_once}.txt").read_bytes()
+
+
+def test_a_snapshot_stays_until_the_record_is_written(tmp_path: Path) -> None:
+    snapshot, record, model = tmp_path / "snapshot", tmp_path / "record.txt", tiny("llama")
+    config = config_of(tmp_path, model)
+    amct.create_quant_cali_model(config, str(record), model, snapshot_file=str(snapshot), snapshot_batches=1)
+    run = amct.calibration_run(model)
+    show(model, 0, BATCHES - 1)
+    record.write_text("no record")
+    with pytest.raises(ValueError, match="record"):
+        show(model, BATCHES - 1, BATCHES)
+    assert snapshot.exists()
+    record.unlink()
+    show(model, BATCHES - 1, BATCHES)  # for the layers behind the one that could not be written
+    run.write_record()
+    assert list(amct.read_record(record)) == NAMES
+    assert not snapshot.exists()
+
+
+@contextlib.contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Let files of this process become no larger than `size` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_threads_that_always_overlap_are_held_for_a_snapshot(tmp_path: Path) -> None:
+    model = tiny("llama")
+    snapshot = tmp_path / "snapshot"
+    config = config_of(tmp_path, model)
+    amct.create_quant_cali_model(
+        config, str(tmp_path / "record.txt"), model, snapshot_file=str(snapshot), snapshot_batches=1
+    )
+    run = amct.calibration_run(model)
+    both = threading.Barrier(2, timeout=10)
+    lags = []
+
+    def wait(module: torch.nn.Module, args: Any) -> None:
+        # Each forward goes on as the next one begins, so that there is never none.
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.5)
+
+    hook = model.model.layers[1].register_forward_pre_hook(wait)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+
+        def work(i: int) -> None:
+            show(model, i, i + 1)
+            lags.append(run.batches_done - run._snapshots.saved_batch)
+
+        list(pool.map(work, range(BATCHES - 1)))
+    hook.remove()
+    assert min(lags) == 0
+    assert max(lags) <= 2
+
+
 def test_forwards_of_threads_are_saved_between_them(tmp_path: Path) -> None:
     model = tiny("llama")
     snapshot = tmp_path / "snapshot"
@@ -221,6 +343,9 @@ def test_no_snapshot_leaves_out_keys_that_wait(tmp_path: Path) -> None:
         snapshot_batches=1,
     )
     model(ids(length=1), use_cache=True)
+    assert not snapshot.exists()
+    with pytest.raises(RuntimeError, match="keys at the first position wait"):
+        amct.calibration_run(model).save_snapshot()
     assert not snapshot.exists()
     model(ids(length=5), use_cache=True)
     assert snapshot.exists()

@@ -21,8 +21,8 @@ namespace amct {
 std::string read_text_file(const std::string& path, std::size_t limit = kMaxTextFileSize);
 
 /// Throws ValueError where `path` cannot name an output file: empty, an existing folder (or ending
-/// in
-/// '/'), a component longer than 255 bytes, or a NUL inside.
+/// in '/'), a device, pipe or socket (or a link to one), a component longer than 255 bytes, or a
+/// NUL inside.
 void check_output_path(const std::string& path);
 
 /// Throws ValueError, which names them, where two of the paths lead to one file, links followed.

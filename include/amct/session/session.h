@@ -129,7 +129,7 @@ class Session {
   /// Finishes layers that have seen some of their batches, with what they saw, and writes the
   /// record as write_record() does. Layers that have seen none stay unfinished: nothing is known of
   /// them. Where a layer cannot be finished (StateError: no finite value), the others are all the
-  /// same, and the first error is thrown.
+  /// same, and the first error is thrown. Throws StateError where the counts file was lost.
   std::vector<std::string> finish();
 
   /// Saves all that this session knows, so that another one goes on from here with restore(), to
@@ -160,7 +160,13 @@ class Session {
   /// The layers that have not seen all their batches, in configuration order.
   std::vector<UnfinishedLayer> unfinished() const;
 
+  /// Whether all layers are finished, and record and counts file, where one is asked for, have them
+  /// all. Never of an operator's session.
+  bool is_complete() const;
+
   const std::string& record_file() const;
+  /// Empty where none is written.
+  const std::string& counts_file() const;
 
  private:
   struct [[gnu::visibility("hidden")]] Impl;

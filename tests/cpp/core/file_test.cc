@@ -10,6 +10,7 @@
 #include <vector>
 
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include "support/expect_error.h"
 #include "support/files.h"
@@ -131,6 +132,19 @@ TEST_F(FileTest, OutputPathsThatNameNoFile) {
     EXPECT_THROW(write_file_atomically(bad, "x"), ValueError) << bad;
   }
   EXPECT_TRUE(folder.names().empty());
+}
+
+TEST_F(FileTest, DevicesPipesAndLinksToThemAreNotReplaced) {
+  // By whoever may, they would be replaced by a file; so would the link that /dev/stdout is.
+  const std::string pipe = folder / "pipe";
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  std::filesystem::create_symlink("/dev/null", folder / "link");
+  for (const std::string& special : {std::string("/dev/null"), pipe, folder / "link"}) {
+    expect_error<ValueError>([&] { check_output_path(special); }, {special, "device, pipe or"});
+    expect_error<ValueError>([&] { write_file_atomically(special, "x"); }, {special});
+  }
+  std::filesystem::create_symlink("nowhere", folder / "dangling");
+  EXPECT_NO_THROW(check_output_path(folder / "dangling"));
 }
 
 TEST_F(FileTest, WritesAndReplacesWithoutLeavingATemporary) {

@@ -454,6 +454,66 @@ TEST_F(SessionTest, AnEndWaitsForTheBackground) {
   }
 }
 
+TEST_F(SessionTest, IsCompleteWhenTheFilesHaveAllLayers) {
+  const std::string counts = folder / "all.counts";
+  Session session(config_of({"a", "b"}, 1), path, {.counts_file = counts});
+  EXPECT_FALSE(session.is_complete());
+  session.observe("a", batch(1).view());
+  EXPECT_FALSE(session.is_complete());
+  support::write_file(path, "garbage");
+  expect_error<ValueError>([&] { session.observe("b", batch(1).view()); }, {path});
+  EXPECT_TRUE(session.unfinished().empty());
+  EXPECT_FALSE(session.is_complete());
+  std::filesystem::remove(path);
+  session.write_record();
+  EXPECT_TRUE(session.is_complete());
+  EXPECT_TRUE(std::filesystem::exists(counts));
+  EXPECT_EQ(session.counts_file(), counts);
+  Session operators(operator_params({}), folder / "operators.txt");
+  operators.observe("a", batch(1).view());
+  EXPECT_FALSE(operators.is_complete());
+}
+
+/// Said again at the end, since whoever writes the record after the first error has no counts.
+TEST_F(SessionTest, ALostCountsFileIsSaidUntilTheEnd) {
+  const std::string counts = folder / "all.counts";
+  const int code = support::with_file_size_limit(2000, [&] {
+    Session session(config_of({"a", "b"}, 1), path, {.counts_file = counts});
+    session.observe("a", batch(1, 4096, 64).view());
+    try {
+      session.observe("b", batch(2).view());
+      return 1;
+    } catch (const IoError& error) {
+      if (error.path() != counts) return 2;
+    }
+    if (read_record(path).size() != 2) return 3;  // nothing keeps the factors from it
+    session.write_record();
+    if (session.is_complete()) return 4;
+    try {
+      session.finish();
+      return 5;
+    } catch (const StateError& error) {
+      if (std::string(error.what()).find(counts) == std::string::npos) return 6;
+    }
+    return std::filesystem::exists(counts) ? 7 : 0;
+  });
+  EXPECT_EQ(code, 0);
+}
+
+TEST_F(SessionTest, ARecordThatWasRemovedHasAllLayersInTheEnd) {
+  Session session(config_of({"a", "b", "c"}, 1), path);
+  session.observe("a", batch(1).view());
+  session.observe("b", batch(2).view());
+  const std::vector<LayerRecord> before = read_record(path);
+  ASSERT_EQ(before.size(), 2U);
+  std::filesystem::remove(path);
+  session.observe("c", batch(3).view());
+  const std::vector<LayerRecord> record = read_record(path);
+  ASSERT_EQ(record.size(), 3U);
+  EXPECT_EQ(record[0].params, before[0].params);
+  EXPECT_EQ(record[1].params, before[1].params);
+}
+
 TEST_F(SessionTest, UnwrittenFactorsGoInWithTheNextLayer) {
   support::write_file(path, "garbage");
   Session session(config_of({"a", "b"}, 1), path);

@@ -102,14 +102,14 @@ def ranks_of(distributed: bool, device: str) -> Iterator[Ranks]:
     if where.index is not None:
         torch.accelerator.set_device_index(where.index)
     dist.init_process_group(dist.get_default_backend_for_device(where))
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(dist.destroy_process_group)
         processes = Processes(dist.group.WORLD)
+        stack.callback(processes.close)
         if processes.rank > 0 and not is_verbose():
             logger.setLevel(logging.ERROR)  # the first one warns of the same
         with _one_exit_code(processes):
             yield Ranks(device, processes)
-    finally:
-        dist.destroy_process_group()
 
 
 @contextlib.contextmanager

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
+import itertools
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -33,6 +34,13 @@ class OthersFailedError(RuntimeError):
 
 # Seconds that others may take to let go of a tensor that was sent.
 _RELEASE = 0.2
+# Processes wait for each other as long as the slowest takes to show its batches. The connection tells of one
+# that is gone.
+PATIENCE = datetime.timedelta(days=365)
+# Seconds between two looks at whether another one has failed.
+_LOOK = 1.0
+# Tells the calibrations of a process apart, which all processes begin in the same order.
+_numbers = itertools.count()
 
 
 class Processes:
@@ -53,12 +61,15 @@ class Processes:
     """
 
     def __init__(self, group: Any) -> None:
-        self._group = group
         self.rank = dist.get_rank(group)
         self.size = dist.get_world_size(group)
         if self.rank < 0:
             raise ValueError("this process is not of the process_group")
-        self._device = _device_of(group)
+        self._members = dist.get_process_group_ranks(group)  # of all processes
+        self._group = _patient(self._members, dist.get_backend(group))
+        self._device = _device_of(self._group)
+        self._failed_key = f"amct_pytorch/{'_'.join(map(str, self._members))}/{next(_numbers)}/failed"
+        self._looked = time.monotonic()
         self.team = [self.rank]
         self._team_group: Any = None
         self._leaders = list(range(self.size))  # the first rank of each team
@@ -79,7 +90,10 @@ class Processes:
         with self.together():
             if tensor_parallel_group is not None:
                 self.team = self._ranks_of(tensor_parallel_group)
-                self._team_group = tensor_parallel_group
+                self._team_group = _patient(
+                    dist.get_process_group_ranks(tensor_parallel_group),
+                    dist.get_backend(tensor_parallel_group),
+                )
         teams = self.tell_all(self.team)
         for rank, team in enumerate(teams):
             if rank not in team or any(teams[other] != team for other in team):
@@ -92,7 +106,7 @@ class Processes:
     def _ranks_of(self, subgroup: Any) -> list[int]:
         if dist.get_rank(subgroup) < 0:
             raise ValueError("this process is not of the tensor_parallel_group")
-        ranks = {other: rank for rank, other in enumerate(dist.get_process_group_ranks(self._group))}
+        ranks = {other: rank for rank, other in enumerate(self._members)}
         members = dist.get_process_group_ranks(subgroup)
         if outside := [member for member in members if member not in ranks]:
             raise ValueError(f"processes {outside} of the tensor_parallel_group are not of the process_group")
@@ -109,6 +123,13 @@ class Processes:
         """As `tell_all`, of those that share layers, in the order of `team`; all of these must call it."""
         return _told(what, self._team_group, _device_of(self._team_group))
 
+    def close(self) -> None:
+        """Let go of the others."""
+        for group in (self._team_group, self._group):
+            if group is not None:
+                dist.destroy_process_group(group)
+        self._team_group = self._group = None
+
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
         """Do something that all processes do; where one fails, all raise. All of them must come here."""
@@ -117,12 +138,38 @@ class Processes:
             yield
         except BaseException as cause:
             error = cause
-        told = self.tell_all(None if error is None else f"{type(error).__name__}: {error}")
+        is_own = error is not None and not isinstance(error, OthersFailedError)
+        if is_own:
+            self._say_failed()
+        told: list[Any] = []
+        try:
+            told = self.tell_all(f"{type(error).__name__}: {error}" if is_own else None)
+        except RuntimeError:  # another one is gone
+            if error is None:
+                raise
+        failed = [f"rank {rank}: {failure}" for rank, failure in enumerate(told) if failure is not None]
+        if failed and not is_own:
+            raise OthersFailedError(
+                f"another process failed, so there is no record: {'; '.join(failed)}"
+            ) from error
         if error is not None:
             raise error
-        failed = [f"rank {rank}: {failure}" for rank, failure in enumerate(told) if failure is not None]
-        if failed:
-            raise OthersFailedError(f"another process failed, so there is no record: {'; '.join(failed)}")
+
+    def _say_failed(self) -> None:
+        """Let others know that it is of no use to go on."""
+        with contextlib.suppress(RuntimeError):
+            dist.distributed_c10d._get_default_store().set(self._failed_key, str(self.rank))
+
+    def look_at_others(self) -> None:
+        """Raise OthersFailedError where another one has failed, and waits; looks once a second."""
+        if time.monotonic() - self._looked < _LOOK:
+            return
+        self._looked = time.monotonic()
+        has_failed = False
+        with contextlib.suppress(RuntimeError):
+            has_failed = dist.distributed_c10d._get_default_store().check([self._failed_key])
+        if has_failed:
+            raise OthersFailedError("another process failed, so there will be no record")
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
         """Make sure that a layer is calibrated in one way everywhere; all of them must call it.
@@ -162,16 +209,17 @@ class Processes:
             error, size = cause, 0
         self._tell(size, to)
         if size > 0 and self._told(to):
-            with path.open("rb") as file:
-                for begin in range(0, size, _PIECE):
-                    length = min(_PIECE, size - begin)
-                    try:
+            for begin in range(0, size, _PIECE):
+                length = min(_PIECE, size - begin)
+                try:
+                    with path.open("rb") as file:
+                        file.seek(begin)
                         file.readinto(host[:length].numpy().data)
-                    except OSError as cause:
-                        error = cause
-                    if moved is not host:
-                        moved[:length].copy_(host[:length])
-                    dist.send(moved[:length], group=self._group, group_dst=to)
+                except OSError as cause:
+                    error = cause
+                if moved is not host:
+                    moved[:length].copy_(host[:length])
+                dist.send(moved[:length], group=self._group, group_dst=to)
         if error is not None:
             raise error
 
@@ -286,6 +334,14 @@ class Processes:
             step *= 2
 
 
+def _patient(members: list[int], backend: str) -> Any:
+    """A group of the same processes that waits as long as it takes, whatever the timeout of the first one."""
+    as_they_are: dict[str, Any] = {} if members == sorted(members) else {"sort_ranks": False}
+    return dist.new_group(
+        members, timeout=PATIENCE, backend=backend, use_local_synchronization=True, **as_they_are
+    )
+
+
 def _device_of(group: Any) -> torch.device:
     """Where the tensors are that a group moves."""
     # Others than gloo and MPI move what is on their devices alone.
@@ -365,6 +421,7 @@ def add_up(
     whole: Mapping[str, Whole],
     record_file: str,
     counts_file: str | None,
+    folder: Path,
 ) -> list[LayerResult]:
     """Search the factors of what all processes saw, and write the record; all of them must call it.
 
@@ -380,6 +437,8 @@ def add_up(
         What is known of the layers that are shared.
     record_file, counts_file : str
         What rank 0 writes.
+    folder : Path
+        For files of this process.
 
     Returns
     -------
@@ -391,18 +450,17 @@ def add_up(
     RuntimeError
         Another process failed.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        counts = Path(folder) / "seen.counts"
-        with processes.together():
-            session.save_counts(str(counts))
-        processes.merge(counts, whole)
-        results: list[LayerResult] = []
-        with processes.together():
-            if processes.rank == 0:
-                results = _solved(counts, names, record_file)
-                if counts_file is not None:
-                    _core.merge_counts([str(counts)], counts_file)
-        return results
+    counts = folder / "seen.counts"
+    with processes.together():
+        session.save_counts(str(counts))
+    processes.merge(counts, whole)
+    results: list[LayerResult] = []
+    with processes.together():
+        if processes.rank == 0:
+            results = _solved(counts, names, record_file)
+            if counts_file is not None:
+                _core.merge_counts([str(counts)], counts_file)
+    return results
 
 
 def _solved(counts: Path, names: list[str], record_file: str) -> list[LayerResult]:

@@ -6,7 +6,7 @@ import contextlib
 import sys
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -308,12 +308,17 @@ def _begin(
     )
 
     done = snapshots.restore(session) if snapshots is not None and resume else 0
-    if Path(record_path).exists() and done == 0:
-        logger.warning("record_file '%s' exists and will be overwritten", record_path)
-    _core.write_empty_record(record_path)
+    _empty_record(record_path, done > 0)
     run = CalibrationRun(session, model, list(zip(places, modules, strict=True)), snapshots, done)
     run.write_record()  # of layers that were finished before
     _retrace_compiled_models()
+
+
+def _empty_record(record: str, goes_on: bool) -> None:
+    """Put an empty record where one will be, so that an old one is not taken for it."""
+    if Path(record).exists() and not goes_on:
+        logger.warning("record_file '%s' exists and will be overwritten", record)
+    _core.write_empty_record(record)
 
 
 @contextlib.contextmanager
@@ -416,14 +421,17 @@ def _together(
     from amct_pytorch._snapshots_together import RankSnapshots
 
     config_file, record_file, counts_file = files
-    processes = _distributed.Processes(groups[0])
-    processes.share_layers(groups[1])
-    with tempfile.TemporaryDirectory() as folder:
+    with contextlib.ExitStack() as stack:
+        processes = _distributed.Processes(groups[0])
+        stack.callback(processes.close)
+        processes.share_layers(groups[1])
+        folder = ""
         own: list[str] = []
         settings: dict[str, Any] = {}
         found: dict[str, Any] = {"batches": [], "had": False}
         snapshots: RankSnapshots | None = None
         with processes.together():
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
             config_path = require_path("config_file", config_file)
             record_path = require_path("record_file", record_file)
             counts_path = None if counts_file is None else require_path("counts_file", counts_file)
@@ -431,6 +439,11 @@ def _together(
             snapshots = None if one is None else RankSnapshots(one, processes)
             budget = require_memory_budget(memory_budget)
             _check_files(config_path, record_path, counts_path, snapshots)
+            if processes.rank == 0:
+                # At the end it would be late to find that they cannot be written.
+                if counts_path is not None:
+                    _core.check_output_path(counts_path)
+                stack.callback(_core.FileLock(record_path).release)
             if snapshots is not None and saving["resume"]:
                 found = snapshots.find()
             own = _core.read_config(config_path).layer_names
@@ -447,11 +460,16 @@ def _together(
             if snapshots is not None:
                 snapshots.choose(told)
             record = str(Path(folder) / "record.txt")
+            if processes.rank == 0:
+                _empty_record(record_path, saving["resume"])
             _begin(endless, record, model, share, own_counts, snapshots, saving["resume"])
+            stack.callback(remove_quant_cali, model)
+            run = calibration_run(model)
+            run._at_release.detach()  # what it does not see others may
             whole = _distributed.whole_layers(model)
-        run = calibration_run(model)
-        run._at_release.detach()  # what it does not see others may
         run._keeps_errors = shares_layers = len(processes.team) > 1
+        # Processes that share layers may meet within the model, where one that stays away holds all others.
+        run._before_forward = None if shares_layers else processes.look_at_others
         try:
             # Processes that share layers may wait for each other within the model: one of them that fails
             # there may not wait for the others here, who learn of it by its end.
@@ -462,7 +480,9 @@ def _together(
                 run._raise_kept()
         finally:
             remove_quant_cali(model)
-    run._conclude(_distributed.add_up(processes, run._session, names, whole, record_path, counts_path))
+        run._conclude(
+            _distributed.add_up(processes, run._session, names, whole, record_path, counts_path, Path(folder))
+        )
 
 
 def remove_quant_cali(model: torch.nn.Module) -> None:
@@ -521,6 +541,7 @@ class CalibrationRun(Recorder):
         self._taps: list[weakref.ref[CacheTap]] = []
         self._results: list[_core.LayerResult] | None = None  # of all processes
         self._keeps_errors = False
+        self._before_forward: Callable[[], None] | None = None
         self._kept: Exception | None = None
         # Taps hold the run, so it is released, and reports, when the last of them goes.
         self._padding = Padding(model)
@@ -659,7 +680,15 @@ class CalibrationRun(Recorder):
         )
 
     def begin_forward(self) -> None:
-        """Told by a hook of the model."""
+        """Told by a hook of the model.
+
+        Raises
+        ------
+        RuntimeError
+            Another process that calibrates with this one has failed.
+        """
+        if self._before_forward is not None:
+            self._before_forward()
         self._forwards.begin()
 
     def end_forward(self, completed: bool) -> None:

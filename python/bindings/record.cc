@@ -1,4 +1,5 @@
 // Record files and the number formats of what they say.
+#include "amct/core/file_lock.h"
 #include "amct/core/grid.h"
 #include "amct/record/record_file.h"
 
@@ -19,6 +20,10 @@ namespace {
 using namespace nb::literals;
 using amct::Grid;
 using amct::LayerRecord;
+
+struct HeldLock {
+  std::optional<amct::FileLock> lock;
+};
 
 void bind_grid(nb::module_& module) {
   nb::class_<Grid>(module, "Grid", "A number format of the cache.")
@@ -102,6 +107,15 @@ void bind_record(nb::module_& module) {
         return std::string(amct::name_of(*role));
       });
   module.def("read_record", &amct::read_record, "path"_a, "The layers of a record file.");
+  nb::class_<HeldLock>(module, "FileLock",
+                       "Keeps other processes from a file until it is released.")
+      .def(
+          "__init__",
+          [](HeldLock* self, const std::string& path) {
+            new (self) HeldLock{amct::FileLock(path)};
+          },
+          "path"_a)
+      .def("release", [](HeldLock& self) { self.lock.reset(); });
   module.def("write_empty_record", &amct::write_empty_record, "path"_a,
              "Replace the record file by an empty one.");
 }

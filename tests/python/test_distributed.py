@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -157,6 +158,7 @@ def test_layers_may_be_spread_as_well(tmp_path: Path) -> None:
     ("where", "rank", "error"),
     [
         ("setup", 1, "ValueError: .*no layer is named"),
+        ("folder", 1, "FileNotFoundError: .*nowhere"),
         ("forward", 1, "ValueError: not today"),
         ("receive", 0, "MemoryError: no room"),
         ("send", 1, "MemoryError: no room"),
@@ -167,7 +169,9 @@ def test_where_one_fails_all_raise(where: str, rank: int, error: str, tmp_path: 
     assert ended.returncode != 0
     assert re.search(f"another process failed, so there is no record: rank {rank}: {error}", ended.stdout)
     assert re.search(error, ended.stderr)
-    assert not (tmp_path / "record.txt").exists()
+    record = tmp_path / "record.txt"  # an empty one, so that none of another run is taken for it
+    assert record.exists() == (where not in ("setup", "folder"))
+    assert not record.exists() or record.read_bytes() == b""
 
 
 def test_where_one_is_killed_the_others_end(tmp_path: Path) -> None:
@@ -191,7 +195,7 @@ def test_where_one_is_killed_the_others_end(tmp_path: Path) -> None:
     codes = [rank.returncode for rank in ranks]
     assert codes[1] == -signal.SIGKILL
     assert 0 not in codes
-    assert not (tmp_path / "record.txt").exists()
+    assert (tmp_path / "record.txt").read_bytes() == b""
 
 
 @pytest.mark.parametrize("setting", list(OTHER_SETTINGS))
@@ -225,6 +229,27 @@ def test_what_was_gathered_is_not_left_to_a_thread_of_gloo(
         torch.distributed.destroy_process_group()
 
 
+def test_an_error_is_said_where_another_process_is_gone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+
+    def gone(*_: Any) -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    try:
+        processes = Processes(torch.distributed.group.WORLD)
+        monkeypatch.setattr(processes, "tell_all", gone)
+        with pytest.raises(ValueError, match="ours"), processes.together():
+            raise ValueError("ours")
+        with pytest.raises(RuntimeError, match="closed"), processes.together():
+            pass
+        processes.close()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def main() -> None:
     """What a process does."""
     torch.distributed.init_process_group("gloo")
@@ -251,6 +276,8 @@ def main() -> None:
         model = tiny("llama")
         config = f"{folder}/config{rank}.json"
         amct.create_quant_cali_config(config, model)
+        if rank == 1 and more == ["folder"]:
+            tempfile.tempdir = f"{folder}/nowhere"
         if rank == 1 and more == ["setup"]:
             Path(config).write_text("{}")
         if more == [{0: "receive", 1: "send"}.get(rank)]:
@@ -267,6 +294,9 @@ def main() -> None:
                     os.kill(os.getpid(), signal.SIGKILL)
                 if rank == 1 and more == ["forward"]:
                     raise ValueError("not today")
+                while more == ["forward"]:  # which ends as soon as the other one has failed
+                    model(ids(rank))
+                    time.sleep(0.05)
         except RuntimeError as error:
             print(error, flush=True)
             raise SystemExit(1) from error

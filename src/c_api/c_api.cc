@@ -9,6 +9,7 @@
 #include "amct/store/codes.h"
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <exception>
 #include <memory>
@@ -192,14 +193,17 @@ amct_status amct_session_open(const char* config_file, const char* record_file,
                               const char* counts_file, amct_session** session) {
   return guarded([&] {
     needed(session, "session") = nullptr;
+    std::vector<std::string> files{text(config_file, "config_file"),
+                                   text(record_file, "record_file")};
     amct::SessionOptions options;
     if (counts_file != nullptr) {
       options.counts_file = counts_file;
       amct::check_output_path(options.counts_file);  // an empty one would stand for none
+      files.push_back(options.counts_file);
     }
-    *session = new amct_session{amct::Session(
-        amct::read_config(text(config_file, "config_file"), amct::algorithm_catalog()),
-        text(record_file, "record_file"), options)};
+    amct::check_different_files(files);
+    *session = new amct_session{
+        amct::Session(amct::read_config(files[0], amct::algorithm_catalog()), files[1], options)};
   });
 }
 
@@ -291,11 +295,13 @@ amct_status amct_record_find(const amct_record* record, const char* layer, amct_
 amct_status amct_solve(const char* counts_file, const char* record_file, const char* algorithm,
                        const char* granularity, const char* dst_type) {
   return guarded([&] {
+    const std::string counts = text(counts_file, "counts_file");
     const std::string record = text(record_file, "record_file");
     amct::check_output_path(record);
+    amct::check_different_files(std::array{counts, record});
     std::vector<amct::LayerRecord> layers;
-    for (const amct::LayerResult& result : amct::solve_counts(
-             text(counts_file, "counts_file"), settings_of(algorithm, granularity, dst_type)))
+    for (const amct::LayerResult& result :
+         amct::solve_counts(counts, settings_of(algorithm, granularity, dst_type)))
       layers.push_back(record_of(result));
     amct::write_record(record, layers);
   });

@@ -30,6 +30,11 @@ struct Difference {
   std::int64_t offset = 0;  ///< the largest, second less first
 };
 
+std::string_view role_of(const LayerRecord& layer) {
+  const auto role = layer.known_role();
+  return role ? name_of(*role) : "unknown";
+}
+
 /// What differs beside the factors.
 std::string other_differences(const LayerRecord& a, const LayerRecord& b) {
   std::string what;
@@ -37,6 +42,7 @@ std::string other_differences(const LayerRecord& a, const LayerRecord& b) {
     if (from != to) what += fmt::format("{}{} {} -> {}", what.empty() ? "" : "; ", name, from, to);
   };
   add("format", a.grid.name, b.grid.name);
+  add("role", role_of(a), role_of(b));
   add("tap", name_of(a.tap), name_of(b.tap));
   add("sink_tokens", std::to_string(a.sink_tokens), std::to_string(b.sink_tokens));
   add("per head", a.per_head ? "yes" : "no", b.per_head ? "yes" : "no");
@@ -88,6 +94,7 @@ Exit diff(const std::string& first, const std::string& second, double tolerance,
     if (others.contains(layer.name))
       differences.push_back({.layer = layer.name, .what = "only in the second"});
   }
+  const std::size_t layers = a.size() + others.size();
   if (context.json) {
     Json json{{"equal", differences.empty()}, {"layers", Json::array()}};
     for (const Difference& d : differences) {
@@ -107,8 +114,7 @@ Exit diff(const std::string& first, const std::string& second, double tolerance,
                       d.compared ? fmt::format("{:+}", d.offset) : std::string("-")});
     }
     context.out << table(rows) << '\n'
-                << differences.size() << " of " << std::max(a.size(), b.size())
-                << " layers differ\n";
+                << differences.size() << " of " << layers << " layers differ\n";
   }
   return differences.empty() ? Exit::kOk : Exit::kDiffers;
 }

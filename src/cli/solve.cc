@@ -199,7 +199,10 @@ void add_solve(CLI::App& program, const OnParsed& on_parsed) {
 void add_merge(CLI::App& program, const OnParsed& on_parsed) {
   CLI::App& command =
       *program.add_subcommand("merge", "Add up counts files, as if one run had seen all batches.");
-  command.footer("\nExample: amct merge rank0.counts rank1.counts -o all.counts");
+  command.footer(
+      "\nWhere they were to be searched in different ways, the first file that has a layer counts; "
+      "`amct solve` takes others.\n"
+      "\nExample: amct merge rank0.counts rank1.counts -o all.counts");
   const auto inputs = std::make_shared<std::vector<std::string>>();
   const auto output = std::make_shared<std::string>();
   command.add_option("COUNTS", *inputs, "Counts files.")->required();

@@ -8,13 +8,13 @@
 
 static int failures = 0;
 
-#define EXPECT(condition)                                                              \
-  do {                                                                                 \
-    if (!(condition)) {                                                                \
+#define EXPECT(condition)                                                               \
+  do {                                                                                  \
+    if (!(condition)) {                                                                 \
       (void)fprintf(stderr, "%s:%d: not so: %s (%s)\n", __FILE__, __LINE__, #condition, \
-                    amct_last_error());                                                \
-      ++failures;                                                                      \
-    }                                                                                  \
+                    amct_last_error());                                                 \
+      ++failures;                                                                       \
+    }                                                                                   \
   } while (0)
 
 enum { kRows = 16, kChannels = 8, kBatches = 2 };
@@ -107,10 +107,18 @@ static void read_and_store(void) {
   EXPECT(amct_record_layer(record, 0, &factors) == AMCT_OK);
   EXPECT(factors.count == 1 && strcmp(factors.dst_type, "INT4") == 0);
   amct_record_close(record);
+  EXPECT(amct_solve(path(2, "all.counts"), path(5, "all.counts"), NULL, NULL, NULL) ==
+         AMCT_VALUE_ERROR);
+  EXPECT(strstr(amct_last_error(), "all.counts") != NULL);
+  EXPECT(amct_solve(path(2, "all.counts"), path(4, "int4.txt"), NULL, NULL, NULL) == AMCT_OK);
 }
 
 static void refuse(void) {
   amct_session* session = (amct_session*)&failures;
+  EXPECT(amct_session_open(path(0, "config.json"), path(1, "config.json"), NULL, &session) ==
+         AMCT_VALUE_ERROR);
+  EXPECT(session == NULL && strstr(amct_last_error(), "config.json") != NULL);
+  session = (amct_session*)&failures;
   EXPECT(amct_session_open(path(5, "none.json"), path(6, "none.txt"), NULL, &session) ==
          AMCT_IO_ERROR);
   EXPECT(session == NULL);
@@ -118,8 +126,7 @@ static void refuse(void) {
   EXPECT(amct_session_open(NULL, path(6, "none.txt"), NULL, &session) == AMCT_VALUE_ERROR);
   EXPECT(strcmp(amct_last_error(), "config_file must not be NULL") == 0);
   EXPECT(amct_session_finish(NULL) == AMCT_VALUE_ERROR);
-  EXPECT(amct_write_config(path(5, "x.json"), NULL, 1, 1, NULL, NULL, 0, NULL) ==
-         AMCT_VALUE_ERROR);
+  EXPECT(amct_write_config(path(5, "x.json"), NULL, 1, 1, NULL, NULL, 0, NULL) == AMCT_VALUE_ERROR);
   const char* const layers[] = {"a"};
   EXPECT(amct_write_config(path(5, "x.json"), layers, 1, 1, "best", NULL, 0, NULL) ==
          AMCT_VALUE_ERROR);
@@ -179,15 +186,21 @@ static void refuse_hostile(void) {
   EXPECT(amct_write_config(path(5, "y.json"), layers, 1, 1, NULL, NULL, 0, NULL) == AMCT_OK);
   EXPECT(amct_session_open(path(5, "y.json"), path(6, "y.txt"), NULL, &session) == AMCT_OK);
   const float values[4] = {1, 2, 3, 4};
-  const int64_t shapes[][2] = {
-      {-1, 4}, {INT64_MIN, 4}, {INT64_MAX, 2}, {INT64_MAX, INT64_MAX}, {INT64_C(1) << 32, INT64_C(1) << 31}};
+  const int64_t shapes[][2] = {{-1, 4},
+                               {INT64_MIN, 4},
+                               {INT64_MAX, 2},
+                               {INT64_MAX, INT64_MAX},
+                               {INT64_C(1) << 32, INT64_C(1) << 31}};
   for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; ++i) {
     const amct_tensor batch = {values, AMCT_FLOAT32, 2, shapes[i], NULL};
     EXPECT(amct_session_observe(session, "a", &batch, NULL) == AMCT_VALUE_ERROR);
   }
   const int64_t shape[] = {2, 2};
-  const int64_t strides[][2] = {
-      {INT64_MAX, 1}, {INT64_MIN, 1}, {1, INT64_MIN}, {INT64_MAX / 4, 1}, {INT64_MAX / 8 + 1, INT64_MAX / 8}};
+  const int64_t strides[][2] = {{INT64_MAX, 1},
+                                {INT64_MIN, 1},
+                                {1, INT64_MIN},
+                                {INT64_MAX / 4, 1},
+                                {INT64_MAX / 8 + 1, INT64_MAX / 8}};
   for (size_t i = 0; i < sizeof strides / sizeof strides[0]; ++i) {
     const amct_tensor batch = {values, AMCT_FLOAT32, 2, shape, strides[i]};
     EXPECT(amct_session_observe(session, "a", &batch, NULL) == AMCT_VALUE_ERROR);

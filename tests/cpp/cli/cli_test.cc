@@ -152,6 +152,13 @@ TEST_F(CliTest, DiffTellsWhatDiffersByItsExitCode) {
   const Result foreign = call({"diff", record, other});
   EXPECT_NE(foreign.out.find("only in the first"), std::string::npos);
   EXPECT_NE(foreign.out.find("only in the second"), std::string::npos);
+  EXPECT_NE(foreign.out.find("3 of 3 layers differ"), std::string::npos) << foreign.out;
+  std::vector<LayerRecord> layers = read_record(record);
+  layers[0].role = layers[0].known_role() == KVRole::kKey ? KVRole::kValue : KVRole::kKey;
+  write_record(other, layers);
+  const Result turned = call({"diff", record, other});
+  EXPECT_EQ(turned.code, static_cast<int>(Exit::kDiffers));
+  EXPECT_NE(turned.out.find("role key -> value"), std::string::npos) << turned.out;
   EXPECT_TRUE(Json::parse(call({"diff", record, record, "--json"}).out)["equal"]);
 }
 

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import os
 import sys
 import types
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 _FOLDER = Path(__file__).parents[2] / "build" / "readers"
+
+
+def missing(what: str) -> NoReturn:
+    """Skip the test that needs what is missing; where AMCT_NEED_READERS is 1, as in CI, fail it instead."""
+    if os.environ.get("AMCT_NEED_READERS") == "1":
+        pytest.fail(f"{what}, and AMCT_NEED_READERS says that it must be")
+    pytest.skip(what)
+
+
+def library(name: str) -> Any:
+    """A module that a runtime uses; see `missing`."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        missing(f"{name} is not installed")
 
 
 class Quiet:
@@ -26,7 +43,7 @@ def definitions(project: str, file: str, *names: str, **given: Any) -> types.Mod
     Parameters
     ----------
     project : str
-        Whose file it is, as scripts/fetch_readers.py calls it. The test is skipped where it was not fetched.
+        Whose file it is, as scripts/fetch_readers.py calls it; see `missing` for one that was not fetched.
     file : str
         Path in the wheel.
     names : str
@@ -36,7 +53,7 @@ def definitions(project: str, file: str, *names: str, **given: Any) -> types.Mod
     """
     path = _FOLDER / project / file
     if not path.exists():
-        pytest.skip(f"{project} is not here: make readers")
+        missing(f"{file} of {project} is not here: make readers")
     found: dict[str, ast.stmt] = {}
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):

@@ -12,42 +12,78 @@ import pytest
 from helpers import run_python
 
 PACKAGE = Path(amct_pytorch.__file__).parent
+ROOT = Path(__file__).parents[2]
 
-# Modules that run what they read, and calls that do.
+# Modules that run what they read, and functions that do.
 MODULES = {
-    "pickle",
-    "cPickle",
-    "_pickle",
-    "dill",
-    "cloudpickle",
-    "shelve",
-    "marshal",
-    "joblib",
-    "yaml",
-    "code",
+    *("pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal", "joblib", "jsonpickle"),
+    *("yaml", "code", "codeop", "runpy", "imp", "pty"),
 }
 CALLS = {"eval", "exec", "compile", "__import__", "execfile"}
 ATTRIBUTES = {
     *("torch.load", "torch.save", "torch.jit.load", "torch.package.PackageImporter", "torch.hub.load"),
-    *("numpy.load", "np.load", "pandas.read_pickle", "os.system", "os.popen"),
+    *("torch.serialization.load", "torch.serialization.save", "torch.utils.cpp_extension.load"),
+    *("numpy.load", "numpy.lib.format.read_array", "pandas.read_pickle", "os.system", "os.popen"),
+    *(f"builtins.{name}" for name in CALLS),
+    *("importlib.util.spec_from_file_location", "importlib.machinery.SourceFileLoader", "exec_module"),
     # Of torch.distributed, those that pickle what they are given.
     *(f"{way}_object{rest}" for way in ("all_gather", "gather", "scatter") for rest in ("", "_list")),
     *("broadcast_object_list", "send_object_list", "recv_object_list"),
 }
+IMPORT = "importlib.import_module"
 
 
 # What keeps transformers from unpickling weights.
 SAFE = {"use_safetensors", "gguf_file"}
+# Names that are looked up and cannot be those of a function that runs something.
+HARMLESS = {
+    "getattr(torch, dtype)",  # a choice of an option
+    "getattr(torch, device.type, None)",  # of a device that torch knows
+    "getattr(transformers, known[0])",  # what has _from_config, which is all that is called
+}
 
 
-def name_of(node: ast.expr) -> str:
+def imported(tree: ast.AST) -> dict[str, str]:
+    """What names stand for that were imported: 'torch.distributed' by 'dist'."""
+    names = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                root = name.name.split(".")[0]
+                names[name.asname or root] = name.name if name.asname else root
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {name.asname or name.name: f"{node.module}.{name.name}" for name in node.names}
+    return names
+
+
+def name_of(node: ast.expr, names: dict[str, str]) -> str:
     """'torch.load' of an expression that is such a name."""
     if isinstance(node, ast.Attribute):
-        return f"{name_of(node.value)}.{node.attr}"
-    return node.id if isinstance(node, ast.Name) else "?"
+        return f"{name_of(node.value, names)}.{node.attr}"
+    return names.get(node.id, node.id) if isinstance(node, ast.Name) else "?"
+
+
+def is_bad(name: str) -> bool:
+    return name in CALLS or name in ATTRIBUTES or name.split(".")[-1] in ATTRIBUTES
+
+
+def asked_for_by_name(node: ast.Call, name: str, names: dict[str, str]) -> str | None:
+    """What a call looks up by a text: an attribute of a module that was imported, or a module."""
+    if name not in ("getattr", IMPORT):
+        return None
+    text = node.args[name == "getattr"] if len(node.args) > (name == "getattr") else None
+    known = text.value if isinstance(text, ast.Constant) else None
+    if name == IMPORT:
+        return None if isinstance(known, str) and known.split(".")[0] not in MODULES else ast.unparse(node)
+    owner = name_of(node.args[0], names)
+    if owner.split(".")[0] not in {whole.split(".")[0] for whole in names.values()}:
+        return None
+    is_harmless = isinstance(known, str) and not is_bad(f"{owner}.{known}")
+    return None if is_harmless else ast.unparse(node)
 
 
 def faults_in(tree: ast.AST) -> Iterator[str]:
+    names = imported(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (f"import {name.name}" for name in node.names if name.name.split(".")[0] in MODULES)
@@ -55,46 +91,104 @@ def faults_in(tree: ast.AST) -> Iterator[str]:
             yield f"from {node.module}"
         elif isinstance(node, ast.ImportFrom):
             named = (f"{node.module}.{name.name}" for name in node.names)
-            yield from (f"from {name}" for name in named if name in ATTRIBUTES)
+            yield from (f"from {name}" for name in named if is_bad(name))
+        elif isinstance(node, (ast.Attribute, ast.Name)):  # called or not
+            name = name_of(node, names)
+            if is_bad(name):
+                yield name
+            if name.endswith(".__dict__") and name.removesuffix(".__dict__") in names.values():
+                yield name
         elif isinstance(node, ast.Call):
-            name = name_of(node.func)
+            name = name_of(node.func, names)
             words = {word.arg for word in node.keywords}
             # Of weights; tokenizers and configurations are JSON.
             if re.search(r"(kind|Model\w*|CausalLM)\.from_pretrained$", name) and not words & SAFE:
                 yield "from_pretrained()"
-            if name in CALLS or name in ATTRIBUTES or name.split(".")[-1] in ATTRIBUTES:
-                yield f"{name}()"
+            asked = asked_for_by_name(node, name, names)
+            if asked is not None and asked not in HARMLESS:
+                yield asked
             if any(
                 word.arg == "trust_remote_code"
                 and not (isinstance(word.value, ast.Constant) and word.value.value is False)
                 for word in node.keywords
             ):
                 yield "trust_remote_code"
-            if any(word.arg == "shell" for word in node.keywords):
-                yield "shell"
+            yield from words & {"shell", "allow_pickle"}
 
 
-def test_the_check_sees_what_it_looks_for() -> None:
+# By fault: a source that has it.
+FAULTS = {
+    "import pickle": "import pickle, torch",
+    "import runpy": "import runpy",
+    "from yaml": "from yaml import load",
+    "eval": "eval('1')",
+    "exec": "run = exec",
+    "builtins.eval": "import builtins as b\nb.eval('1')",
+    "torch.load": "import torch\ntorch.load('x')",
+    "torch.jit.load": "import torch.jit as j\nread = j.load",
+    "numpy.load": "import numpy as np\nnp.load('x')",
+    "from torch.load": "from torch import load",
+    "getattr(torch, 'load')": "import torch\ngetattr(torch, 'load')('x')",
+    "getattr(t, name)": "import torch as t\ngetattr(t, name)",
+    "torch.__dict__": "import torch\ntorch.__dict__['load']('x')",
+    "importlib.import_module('pickle')": "import importlib\nimportlib.import_module('pickle')",
+    "load('dill.source')": "from importlib import import_module as load\nload('dill.source')",
+    "importlib.import_module(x)": "import importlib\nimportlib.import_module(x)",
+    "torch.distributed.all_gather_object": "import torch.distributed as dist\ndist.all_gather_object([], 1)",
+    "trust_remote_code": "f(trust_remote_code=x)",
+    "shell": "subprocess.run('x', shell=True)",
+    "allow_pickle": "f(allow_pickle=True)",
+    "from_pretrained()": "AutoModelForCausalLM.from_pretrained('x')",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_check_sees_what_it_looks_for(fault: str) -> None:
+    assert list(faults_in(ast.parse(FAULTS[fault]))) == [fault]
+
+
+def test_the_check_passes_what_is_harmless() -> None:
     source = (
-        "import pickle, torch\nfrom yaml import load\neval('1')\ntorch.load('x')\n"
-        "dist.all_gather_object([], 1)\nf(trust_remote_code=False)\nf(trust_remote_code=x)\n"
-        "subprocess.run('x', shell=True)\n"
-        "from torch import load\nAutoModelForCausalLM.from_pretrained('x')\n"
+        "import importlib, torch\nfrom torch import compile\nimportlib.import_module('transformers.x')\n"
+        "getattr(torch, 'float16')\ngetattr(model, name)\nmodel.eval()\nmodel.__dict__['x']\n"
+        "f(trust_remote_code=False)\ntorch.compile(model)\n"
         "AutoTokenizer.from_pretrained('x')\nLlamaModel.from_pretrained('x', use_safetensors=True)"
     )
-    assert sorted(faults_in(ast.parse(source))) == sorted(
-        [
-            *("import pickle", "from yaml", "eval()", "torch.load()", "dist.all_gather_object()"),
-            *("trust_remote_code", "shell", "from torch.load", "from_pretrained()"),
-        ]
-    )
+    assert list(faults_in(ast.parse(source))) == []
 
 
 def test_sources() -> None:
-    examples = Path(__file__).parents[2] / "examples"
-    sources = sorted([*PACKAGE.rglob("*.py"), *examples.glob("*.py")])
+    sources = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "examples").glob("*.py")])
     assert len(sources) > 40
     found = {path.name: list(faults_in(ast.parse(path.read_text("utf-8")))) for path in sources}
+    assert {name: faults for name, faults in found.items() if faults} == {}
+
+
+# Functions of C that run a program, or what another file holds, and the headers of some.
+RUNS = re.compile(
+    r"(?<![\w.>])(?:system|popen|dlm?open|dlv?sym|exec[lv]p?e?|execveat|fexecve|posix_spawnp?|v?fork|wordexp)\s*\("
+    r"|#\s*include\s*<(?:dlfcn|spawn|wordexp)\.h>"
+)
+NOT_RUN = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"', re.DOTALL)
+
+
+def runs_in(source: str) -> list[str]:
+    """What C++ may run, outside of comments and texts."""
+    return RUNS.findall(NOT_RUN.sub('""', source))
+
+
+def test_the_check_of_cpp_sees_what_it_looks_for() -> None:
+    bad = 'std::system(x); ::popen("y", "r");\n#include <dlfcn.h>\nx = dlopen (x, 0); execvp(a, b); fork();'
+    assert len(runs_in(bad)) == 6
+    good = '// system(x)\n/* popen\n( */ f("dlopen(", "\\"fork(");\nfile.system(x); file_system(x); forks(y);'
+    assert runs_in(good) == []
+
+
+def test_sources_of_cpp() -> None:
+    folders = [ROOT / name for name in ("src", "include", "python/bindings")]
+    sources = [path for folder in folders for kind in ("*.cc", "*.h") for path in folder.rglob(kind)]
+    assert len(sources) > 100
+    found = {path.name: runs_in(path.read_text("utf-8")) for path in sources}
     assert {name: faults for name, faults in found.items() if faults} == {}
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import amct_pytorch as amct
 import pydantic
 import pytest
+import readers
 import torch
 from checkpoints import (
     HEAD_DIM,
@@ -28,7 +29,7 @@ from checkpoints import (
     tensors_of,
     write_record,
 )
-from readers import Quiet, definitions
+from readers import Quiet, definitions, library
 from safetensors.torch import save_file
 
 QUERY_HEADS = 4
@@ -163,7 +164,7 @@ class TestVllm:
 
     @classmethod
     def compressed_tensors(cls, parallel: Parallel) -> type:
-        quantization = pytest.importorskip("compressed_tensors.quantization")
+        quantization = library("compressed_tensors.quantization")
         module = definitions(
             "vllm",
             cls.FOLDER + "layers/quantization/compressed_tensors/compressed_tensors.py",
@@ -384,3 +385,18 @@ def test_vllm_ascend(count: int, parallel: Parallel, checkpoint: Path, tmp_path:
         codes = backend._quantize_kv_to_int8(implementation, x, x, attention, len(x))
         for code, scale in zip(codes, (keys, values), strict=True):
             assert code.equal((x * (1 / scale)).round().clamp(-128, 127).to(torch.int8))
+
+
+@pytest.mark.parametrize("needed", ["", "1"])
+def test_what_is_missing_is_skipped_or_fails(
+    needed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CI would be green without it, though nothing read the exports."""
+    monkeypatch.setattr(readers, "_FOLDER", tmp_path)
+    monkeypatch.setenv("AMCT_NEED_READERS", needed)
+    either = (pytest.fail.Exception, pytest.skip.Exception)  # a skip that is not caught would skip this test
+    with pytest.raises(either, match="vllm is not here: make readers") as code:
+        TestVllm.loading()
+    with pytest.raises(either, match="no_such_library is not installed") as module:
+        library("no_such_library")
+    assert code.type is module.type is (pytest.fail.Exception if needed else pytest.skip.Exception)

@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from typing import Any
 import amct_pytorch as amct
 import pytest
 import torch
+from amct_pytorch import _snapshots
+from amct_pytorch._snapshots import header_of
 from families import tiny
-from helpers import calibrated, tokens
+from helpers import calibrated, run_python, tokens
 from test_cache_tap import NAMES, definition, ids
 
 transformers = pytest.importorskip("transformers")
@@ -329,6 +332,86 @@ def test_time_makes_a_snapshot_due(tmp_path: Path) -> None:
     first.hardlink_to(snapshot)
     show(model, 1, 2)
     assert not snapshot.samefile(first)
+
+
+@pytest.mark.parametrize("minutes", [None, 10, 0.5])
+def test_a_snapshot_is_due_when_its_minutes_are_over(
+    minutes: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(_snapshots, "time", types.SimpleNamespace(monotonic=lambda: now))
+    model, snapshot = tiny("llama"), tmp_path / "snapshot"
+    options = {} if minutes is None else {"snapshot_minutes": minutes}
+    amct.create_quant_cali_model(
+        config_of(tmp_path, model),
+        str(tmp_path / "record.txt"),
+        model,
+        snapshot_file=str(snapshot),
+        **options,
+    )
+
+    def saved_batches() -> int:
+        return header_of(str(snapshot))[0] if snapshot.exists() else 0
+
+    interval = 60.0 * (10 if minutes is None else minutes)
+    for saved in (0, 1):  # the second interval begins with the first snapshot
+        now = 1000 + saved * interval + interval - 1
+        show(model, 2 * saved, 2 * saved + 1)
+        assert saved_batches() == 2 * saved
+        now += 1
+        show(model, 2 * saved + 1, 2 * saved + 2)
+        assert saved_batches() == 2 * saved + 2
+
+
+def test_a_killed_run_loses_less_than_the_interval(tmp_path: Path) -> None:
+    """Killed after a forward or within the next one, and gone on with to the same record.
+
+    Each run is a process, forked since importing torch again takes seconds; nothing starts a thread before.
+    """
+    ended = run_python(
+        """
+        import os, pathlib, signal, sys
+        sys.path.insert(0, sys.argv[2])
+        import amct_pytorch as amct
+        from helpers import Decoder, config_for, tokens
+
+        folder, batches = pathlib.Path(sys.argv[1]), 8
+
+        def run(name, dies_after, is_within, **options):
+            model = Decoder()
+            die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+            with amct.calibrate(model, config, str(folder / name), **options) as calibration:
+                done = calibration.batches_done
+                for i in range(done, batches):
+                    if i == dies_after:
+                        (model.layers[1] if is_within else model).register_forward_pre_hook(die, prepend=True)
+                    model(tokens(i))
+            return done
+
+        def in_a_process(*args, **options):
+            pid = os.fork()
+            if pid == 0:
+                os._exit(100 + run(*args, **options))
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+        config = config_for(folder, Decoder(), None, f"batch_num: {batches}")
+        assert in_a_process("whole", None, False) == 100
+        for dies_after in (1, 2, 3, 5, 7):
+            for is_within in (False, True):
+                name = f"{dies_after}{is_within}"
+                saving = {"snapshot_file": str(folder / f"{name}.snapshot"), "snapshot_batches": 3}
+                assert in_a_process(name, dies_after, is_within, **saving) == -signal.SIGKILL
+                done = in_a_process(name, None, False, resume=True, **saving) - 100
+                print(dies_after, done)
+                assert (folder / name).read_bytes() == (folder / "whole").read_bytes() != b""
+        """,
+        tmp_path,
+        Path(__file__).parent,
+    )
+    runs = [tuple(map(int, line.split())) for line in ended.stdout.splitlines()]
+    assert len(runs) == 10
+    for shown, done in runs:
+        assert shown - 3 < done <= shown
 
 
 def test_no_snapshot_leaves_out_keys_that_wait(tmp_path: Path) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import amct_pytorch as amct
 import pytest
 import torch
+from families import inputs, tiny
 from helpers import DECODER_LAYERS, Decoder, calibrated, factors_of, run_python, tokens
+from structure import OURS, Hooks, changes, hooks_of, register_all, structure_of, those_of
 
 
 class LoudLinear(torch.nn.Linear):
@@ -20,7 +24,72 @@ class LoudLinear(torch.nn.Linear):
     volume = 11
 
 
-def test_structure_stays(tmp_path: Path) -> None:
+# By case: the family, what the definition says of all layers, and what its search groups.
+STRUCTURES = {
+    "linear": ("llama", "tap: linear", "per_tensor"),
+    "cache": ("llama", "tap: cache max_position: 64", "per_channel"),
+    "query_weighted": ("llama", "tap: cache query_weighted: true", "per_tensor"),
+    "fused": ("phi3", "tap: linear", "per_tensor"),
+    "fused_cache": ("phi3", "tap: cache max_position: 64", "per_channel"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # attention is called by keywords
+@pytest.mark.parametrize("case", STRUCTURES)
+def test_structure_stays(case: str, tmp_path: Path) -> None:
+    """While the model is calibrated, also within its forward, and after."""
+    family, tap, granularity = STRUCTURES[case]
+    model = tiny(family)
+    attention = model.model.layers[1].self_attn
+    model.model.norm.train()  # modules may differ in it
+    model.model.norm.weight.requires_grad_(False)
+    calls: list[str] = []
+    within: list[tuple[dict[str, Any], Hooks]] = []
+    for name, module in {"model": model, "attention": attention, **dict(attention.named_children())}.items():
+        register_all(module, name, calls.append, backward=module is not model)
+    attention.o_proj.register_forward_pre_hook(
+        lambda *_: within.append((structure_of(model), hooks_of(model)))
+    )
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def run() -> tuple[torch.Tensor, list[str]]:
+        calls.clear()
+        logits = model(**inputs(family), use_cache=True).logits
+        logits.sum().backward()
+        return logits, calls.copy()
+
+    logits, called = run()
+    assert {"before", "after, with words", "after going back"} <= {kind.split(": ")[1] for kind in called}
+    structure, hooks = structure_of(model), hooks_of(model)
+
+    def check(now: dict[str, Any], all_hooks: Hooks) -> None:
+        assert changes(structure, now) == []
+        assert those_of(all_hooks, hooks) == hooks
+
+    definition = (
+        f"batch_num: 2 kv_cache_quant_config {{ calibration_config {{ {tap} "
+        f"mse_quantize {{ quant_granularity: {granularity} }} }} }}"
+    )
+    for batches in (2, 1):  # until it is finished, or taken off before
+        assert calibrated(tmp_path, model, definition=definition) is model
+        check(structure_of(model), hooks_of(model))
+        for _ in range(batches):
+            assert hooks_of(model) != hooks
+            within.clear()
+            again, others = run()
+            assert again.equal(logits)
+            assert others == called
+            check(*within[0])
+            check(structure_of(model), hooks_of(model))
+        assert (hooks_of(model) == hooks) == (batches == 2)
+        amct.remove_quant_cali(model)
+        check(structure_of(model), hooks_of(model))
+        assert hooks_of(model) == hooks
+        assert not [name for module in model.modules() for name in vars(module) if name.startswith(OURS)]
+    assert all(value.equal(state[name]) for name, value in model.state_dict().items())
+
+
+def test_a_module_is_what_it_was(tmp_path: Path) -> None:
     model = Decoder()
     model.layers[0].self_attn.k_proj = LoudLinear(16, 8)
     modules = dict(model.named_modules())
@@ -73,6 +142,58 @@ def test_the_very_tensor_is_passed_on(tmp_path: Path) -> None:
         assert y is given[-1]
         assert y.grad_fn is not None
         assert y._version == 0
+
+
+@pytest.mark.parametrize("case", ["cache", "query_weighted"])
+def test_the_very_states_are_cached(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the module to its cache, from there to the attention function, and what the module puts out."""
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.llama import modeling_llama
+
+    model = tiny("llama")
+    attention = model.model.layers[1].self_attn
+    made: dict[str, Any] = {}
+
+    def noting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            made[name] = function(*args, **kwargs)
+            made[f"{name} of"] = args
+            return made[name]
+
+        return call
+
+    monkeypatch.setattr(
+        modeling_llama, "apply_rotary_pos_emb", noting("turned", modeling_llama.apply_rotary_pos_emb)
+    )
+    monkeypatch.setattr(
+        transformers.DynamicCache, "update", noting("stored", transformers.DynamicCache.update)
+    )
+    transformers.AttentionInterface.register(
+        "noted", noting("attended", transformers.AttentionInterface()["sdpa"])
+    )
+    model.set_attn_implementation("noted")
+    attention.v_proj.register_forward_hook(lambda *args: made.update(value=args[2]))
+    attention.forward = noting("put out", attention.forward)
+    _, tap, granularity = STRUCTURES[case]
+    search = f"mse_quantize {{ quant_granularity: {granularity} }}"
+    calibrated(
+        tmp_path,
+        model,
+        definition=f"batch_num: 2 kv_cache_quant_config {{ calibration_config {{ {tap} {search} }} }}",
+    )
+    attention.register_forward_hook(lambda *args: made.update(got=args[2]))
+    run = amct.calibration_run(model)
+    for batches in (1, 2):  # with the last one the hooks go before the forward returns
+        model(**inputs("llama"), use_cache=True)
+        _, key, value = made["stored of"][:3]
+        assert key is made["turned"][1]
+        # The module makes views of what its projection puts out.
+        assert value.untyped_storage().data_ptr() == made["value"].untyped_storage().data_ptr()
+        assert made["attended of"][2] is made["stored"][0]
+        assert made["attended of"][3] is made["stored"][1]
+        assert made["got"] is made["put out"]
+        assert bool(run.unfinished()) == (batches == 1)
 
 
 def test_hooks_of_the_user_run(tmp_path: Path) -> None:

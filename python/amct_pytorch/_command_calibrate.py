@@ -280,7 +280,7 @@ def observe(
         saving["process_group"] = ranks.group
     can_go_on = "snapshot_file" in saving
     if can_go_on:
-        saving["snapshot_data"] = _digest(batches)
+        saving["snapshot_data"] = _digest(batches, model)
     with (
         timed("calibrated"),
         calibrate_model(model, str(config), str(record), counts_file=saved, **saving) as run,
@@ -302,12 +302,17 @@ def observe(
     return run
 
 
-def _digest(batches: list[torch.Tensor]) -> str:
-    """What tells these batches of token ids from others."""
+def _digest(batches: list[torch.Tensor], model: torch.nn.Module) -> str:
+    """What tells these batches of token ids, shown to this model, from others."""
     digest = hashlib.sha256()
     for batch in batches:
         digest.update(repr(tuple(batch.shape)).encode())
         digest.update(batch.contiguous().numpy().tobytes())
+    for name, weights in model.state_dict().items():
+        digest.update(repr((name, tuple(weights.shape), str(weights.dtype))).encode())
+        # Enough to tell one training from another, and little to read of a large model.
+        some = weights.flatten()[:64].cpu().contiguous()
+        digest.update(some.view(torch.uint8).numpy().tobytes() if some.numel() else b"")
     return digest.hexdigest()
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 
 import torch
 
+from amct_pytorch import _json
 from amct_pytorch._command import InputError, UsageError, timed
 from amct_pytorch._models import ModelFiles, load_tokenizer
 from amct_pytorch.evaluation import windows
@@ -65,7 +64,7 @@ def windows_asked(windows_: int | None, num_tokens: int | None, tokens_each: int
     """
     if windows_ is not None and num_tokens is not None:
         raise UsageError(f"{option} and --num-tokens both say how much is read; leave one out")
-    return windows_ if num_tokens is None else math.ceil(num_tokens / tokens_each)
+    return windows_ if num_tokens is None else -(-num_tokens // tokens_each)
 
 
 def read_windows(
@@ -157,11 +156,9 @@ def _content(path: Path) -> str:
 
 def _ids_of_json(path: Path) -> list[int]:
     try:
-        ids = json.loads(_content(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"'{path}' is not JSON: {error}") from error
-    except RecursionError as error:
-        raise InputError(f"'{path}' is nested too deeply to be a list of token ids: [1, 2, 3]") from error
+        ids = _json.parse(_content(path), f"'{path}'")
+    except ValueError as error:
+        raise InputError(str(error)) from error
     if not isinstance(ids, list) or not all(type(token) is int and abs(token) < 2**63 for token in ids):
         raise InputError(f"'{path}' must hold a JSON list of token ids: [1, 2, 3]")
     return ids
@@ -187,12 +184,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str | list[Any]]]:
         if not line.strip():
             continue
         try:
-            content = _text_or_messages(json.loads(line))
-        except json.JSONDecodeError as error:
-            message = f"'{path}', line {number}: not JSON: {error.msg} at character {error.pos + 1}"
-            raise InputError(message) from error
-        except RecursionError as error:
-            raise InputError(f"'{path}', line {number}: JSON is nested too deeply") from error
+            content = _text_or_messages(_json.parse(line, f"'{path}', line {number}"))
+        except ValueError as error:
+            raise InputError(str(error)) from error
         if content is None:
             raise InputError(
                 f"'{path}', line {number}: neither a text nor a conversation; "
@@ -219,7 +213,7 @@ def _text_or_messages(row: Any) -> str | list[Any] | None:
 
 def _ids_of(content: str | list[Any], tokenizer: Any, where: str) -> list[int]:
     if isinstance(content, str):
-        ids: list[int] = tokenizer(content, verbose=False)["input_ids"]
+        ids: list[int] = _tokenized(content, tokenizer, where)
         end = tokenizer.eos_token_id
         return ids if end is None or ids[-1:] == [end] else [*ids, end]
     if tokenizer.chat_template is None:
@@ -231,5 +225,13 @@ def _ids_of(content: str | list[Any], tokenizer: Any, where: str) -> list[int]:
     except Exception as error:  # a template may raise whatever it likes
         raise InputError(f"{where}: the chat template refuses it: {error}") from error
     # The template has put in all special tokens.
-    in_template: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return in_template
+    return _tokenized(text, tokenizer, where, add_special_tokens=False)
+
+
+def _tokenized(text: str, tokenizer: Any, where: str, **options: Any) -> list[int]:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can say half of a character
+        raise InputError(f"{where}: it is not a text: {error}") from error
+    ids: list[int] = tokenizer(text, verbose=False, **options)["input_ids"]
+    return ids

@@ -457,9 +457,9 @@ def add_up(
     results: list[LayerResult] = []
     with processes.together():
         if processes.rank == 0:
-            results = _solved(counts, names, record_file)
-            if counts_file is not None:
+            if counts_file is not None:  # before the record, which is there when all is done
                 _core.merge_counts([str(counts)], counts_file)
+            results = _solved(counts, names, record_file)
     return results
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 from amct_pytorch._compat import StrEnum
 
-# Bytes of a file of JSON; the library's kMaxJsonFileSize.
+# Bytes of a file of JSON, and its levels; the library's kMaxJsonFileSize and kMaxJsonDepth.
 MAX_SIZE = 100 << 20
+MAX_DEPTH = 64
 
 
 def read(path: Path) -> Any:
@@ -23,18 +24,44 @@ def read(path: Path) -> Any:
     OSError
         It cannot be read.
     ValueError
-        It is larger than 100 MiB, not JSON, or nested more deeply than Python can follow.
+        It is larger than 100 MiB, not JSON, or has more than 64 levels.
     """
     with path.open("rb") as file:
         content = file.read(MAX_SIZE + 1)
     if len(content) > MAX_SIZE:
         raise ValueError(f"'{path}' is larger than {MAX_SIZE} bytes")
+    return parse(content, f"'{path}'")
+
+
+def parse(content: str | bytes, where: str) -> Any:
+    """What a text of JSON says.
+
+    Raises
+    ------
+    ValueError
+        It is not JSON, or has more than 64 levels; `where` says in the message what it is.
+    """
     try:
-        return json.loads(content)
-    except RecursionError as error:
-        raise ValueError(f"'{path}' is not JSON: it is nested too deeply") from error
-    except ValueError as error:
-        raise ValueError(f"'{path}' is not JSON: {error}") from error
+        value = json.loads(content)
+    except RecursionError:
+        value = None
+    except ValueError as error:  # also of a number with too many digits
+        raise ValueError(f"{where} is not JSON: {error}") from error
+    else:
+        if _is_within(value, MAX_DEPTH):
+            return value
+    raise ValueError(f"{where} is nested too deeply: more than {MAX_DEPTH} levels")
+
+
+def _is_within(value: Any, levels: int) -> bool:
+    """Whether lists and objects are in each other no more than `levels` times."""
+    level = [value]
+    for _ in range(levels + 1):
+        level = [item for item in level if isinstance(item, (list, dict))]
+        if not level:
+            return True
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
+    return False
 
 
 def plain(value: Any) -> Any:

@@ -15,6 +15,7 @@ from amct_pytorch._options import Algorithm, Format, Granularity, Tap
 from amct_pytorch.calibration import create_quant_cali_config
 
 DEFAULT_BATCHES = 16
+_MOST_BATCHES = 2**32 - 1  # that a definition can say
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ class Settings:
                 raise UsageError("--definition says how many batches; leave their number out here")
             self._write(config, model, self.definition)
         else:
+            if batches is not None and batches > _MOST_BATCHES:
+                raise UsageError(f"a calibration has at most {_MOST_BATCHES} batches, not {batches}")
             with tempfile.TemporaryDirectory() as folder:
                 definition = Path(folder) / "definition.cfg"
                 definition.write_text(

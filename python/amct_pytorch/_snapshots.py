@@ -182,7 +182,7 @@ def header_of(path: str) -> tuple[int, str]:
 def _varint(content: bytes, at: int) -> tuple[int, int]:
     """A number of protobuf, and where it ends."""
     number = shift = 0
-    while at < len(content):
+    while at < len(content) and shift < 64:
         byte = content[at]
         number |= (byte & 0x7F) << shift
         at, shift = at + 1, shift + 7

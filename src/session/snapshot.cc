@@ -44,7 +44,7 @@ void check_header(const BlockReader& file, const SnapshotHeader& header,
                      difference(header.config, expected.config) + "'" + remedy);
   }
   if (header.data != expected.data)
-    throw ValueError(of_another + "other batches were shown" + remedy);
+    throw ValueError(of_another + "other batches were shown, or to another model" + remedy);
   if (header.sample_bytes != expected.sample_bytes)
     throw ValueError(of_another + "its memory budget differs" + remedy);
   if (header.keeps_counts != expected.keeps_counts) {

@@ -17,7 +17,7 @@ WORDS = ["<unk>", "</s>", "<s>", "<|user|>", "<|assistant|>", *"abcdefghijklmnop
 CHAT_TEMPLATE = "<s>{% for m in messages %} <|{{ m['role'] }}|> {{ m['content'] }} </s>{% endfor %}"
 
 
-def run(*arguments: str | Path, stdin: str = "") -> Result:
+def run(*arguments: str | Path | int, stdin: str = "") -> Result:
     """Run the command, and leave the package's logger as it was."""
     handlers, level = logger.handlers, logger.level
     try:

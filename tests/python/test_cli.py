@@ -265,6 +265,8 @@ class TestConfig:
         result = run("config", "--model", tmp_path, "--batches", "3", "-o", config)
         assert result.exit_code == 0, result.stderr
         assert result.stdout == f"{config}: {len(FAMILIES[family][1])} layers, 3 batches\n"
+        result = run("config", "--model", tmp_path, "--batches", 2**32, "-o", config)
+        assert error_of(result) == "a calibration has at most 4294967295 batches, not 4294967296"
         (tmp_path / "definition.cfg").write_text("batch_num: 3")
         same = tmp_path / "same.json"
         amct.create_quant_cali_config(str(same), model, None, str(tmp_path / "definition.cfg"))

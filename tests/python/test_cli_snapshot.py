@@ -92,6 +92,7 @@ def test_other_batches_are_not_gone_on_with(shared: tuple[list[str], bytes], tmp
     of_another = f"{snapshot}: the snapshot is of another calibration: "
     for other, why in (
         (["--seed", "1"], "other batches were shown"),
+        (["--dtype", "bfloat16"], "other batches were shown, or to another model"),
         (["--batches", "100"], "the configuration differs at '/batch_num'"),
     ):
         assert error_of(run("calibrate", *what, *more, *other)).startswith(of_another + why)

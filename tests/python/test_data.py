@@ -92,6 +92,7 @@ class TestWindows:
         assert windows_asked(3, None, 10, "--windows") == 3
         assert windows_asked(None, 30, 10, "--windows") == 3
         assert windows_asked(None, 31, 10, "--windows") == 4
+        assert windows_asked(None, 10**400, 10, "--windows") == 10**399
         with pytest.raises(UsageError, match="--windows and --num-tokens both say how much"):
             windows_asked(3, 30, 10, "--windows")
 
@@ -129,7 +130,10 @@ class TestLines:
     @pytest.mark.parametrize(
         ("row", "message"),
         [
-            ('{"text": "a"', "line 3: not JSON: Expecting ',' delimiter"),
+            ('{"text": "a"', "line 3 is not JSON: Expecting ',' delimiter"),
+            ("9" * 5000, "line 3 is not JSON: Exceeds the limit"),
+            ("[" * 65 + "]" * 65, "line 3 is nested too deeply: more than 64 levels"),
+            ('{"text": "\\ud800"}', "line 3: it is not a text: 'utf-8' codec can't encode"),
             ({"messages": "a"}, "line 3: neither a text nor a conversation"),
             ({"messages": []}, "line 3: neither a text nor a conversation"),
             ({"messages": [{"content": "a"}]}, "line 3: neither a text nor a conversation"),
@@ -170,6 +174,7 @@ class TestFiles:
             ("token_ids", b'["words"]', "'{0}' must hold a JSON list of token ids: [1, 2, 3]"),
             ("token_ids", b"[99999999999999999999]", "'{0}' must hold a JSON list of token ids: [1, 2, 3]"),
             ("token_ids", b"[" * 100000, "'{0}' is nested too deeply"),
+            ("token_ids", b"9" * 5000, "'{0}' is not JSON: Exceeds the limit"),
             ("token_ids", b"[true]", "'{0}' must hold a JSON list of token ids: [1, 2, 3]"),
         ],
     )

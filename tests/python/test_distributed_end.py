@@ -69,18 +69,8 @@ FOUR = """
 """
 
 
-# add_up() of _distributed.py is to write the counts file before the record: it says then that there is none.
-RECORD_FIRST = pytest.mark.xfail(reason="the record is written before the counts file, and stays")
-
-
 @pytest.mark.parametrize(
-    ("where", "failing"),
-    [
-        ("save_counts", 2),
-        ("merge_counts", 2),
-        ("write_record", 0),
-        pytest.param("counts_file", 0, marks=RECORD_FIRST),
-    ],
+    ("where", "failing"), [("save_counts", 2), ("merge_counts", 2), ("write_record", 0), ("counts_file", 0)]
 )
 def test_where_one_of_four_fails_all_say_which(where: str, failing: int, tmp_path: Path) -> None:
     """As they add up, rank 2 what it and rank 3 saw, and without torchrun, which would end them."""

@@ -6,6 +6,7 @@
 #include "amct/session/session.h"
 
 #include <algorithm>
+#include <limits>
 #include <map>
 #include <optional>
 #include <string>
@@ -196,7 +197,7 @@ TEST_F(SnapshotTest, OfAnotherCalibrationItIsRefused) {
   refused(other, {}, "the configuration differs at '/batch_num'");
   Session of_others(config(), folder / "record.txt");
   expect_error<ValueError>([&] { of_others.restore(snapshot, "digest"); },
-                           {"other batches were shown"});
+                           {"other batches were shown, or to another model"});
   refused(config(), {.memory_budget = 1000}, "memory budget");
   refused(config(), {.counts_file = folder / "all.counts"}, "a counts file was not asked for");
   save_at(2, DType::kBFloat16, {.counts_file = folder / "all.counts"});
@@ -208,6 +209,29 @@ TEST_F(SnapshotTest, ARunThatHasBegunIsNotReplaced) {
   Session session(config(), folder / "record.txt");
   show(session, DType::kBFloat16, 0, 1);
   expect_error<StateError>([&] { session.restore(snapshot); }, {"has begun"});
+}
+
+/// A layer that saw all its batches, and no finite value in them, goes on waiting for one.
+TEST_F(SnapshotTest, ALayerWithoutFiniteValuesIsNoDamage) {
+  CalibrationConfig skipping = config();
+  skipping.layers.resize(2);
+  skipping.batch_num = 1;
+  for (LayerConfig& layer : skipping.layers) layer.nonfinite = NonFinitePolicy::kSkip;
+  const std::vector<float> nothing(12, std::numeric_limits<float>::quiet_NaN());
+  const std::vector<float> something(12, 0.5F);
+  const auto view = [](const std::vector<float>& values) {
+    return TensorView::contiguous(values.data(), DType::kFloat32, {3, 4});
+  };
+  const std::string name = skipping.layers[0].name;
+  {
+    Session session(skipping, folder / "record.txt");
+    EXPECT_THROW(session.observe(name, view(nothing)), StateError);
+    session.save(snapshot, 1);
+  }
+  Session next(skipping, folder / "record.txt");
+  EXPECT_EQ(next.restore(snapshot), 1);
+  EXPECT_EQ(next.unfinished().front().batches, 1);
+  EXPECT_EQ(next.observe(name, view(something)).kind, Observation::Kind::kFinished);
 }
 
 TEST_F(SnapshotTest, WhatCannotBeSaved) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import logging
 import os
 from collections.abc import Iterator
@@ -17,6 +18,10 @@ from amct_pytorch import _models
 from amct_pytorch._command import InputError, QuietError, UsageError, is_verbose
 from amct_pytorch._distributed import OthersFailedError, Processes
 from amct_pytorch._log import logger
+
+# Processes wait for each other as long as the slowest takes. One that is gone is known by its connection, or
+# torchrun ends all.
+_PATIENCE = datetime.timedelta(days=365)
 
 Distributed = Annotated[
     bool,
@@ -101,15 +106,15 @@ def ranks_of(distributed: bool, device: str) -> Iterator[Ranks]:
     where = torch.device(device)
     if where.index is not None:
         torch.accelerator.set_device_index(where.index)
-    dist.init_process_group(dist.get_default_backend_for_device(where))
-    with contextlib.ExitStack() as stack:
-        stack.callback(dist.destroy_process_group)
+    dist.init_process_group(dist.get_default_backend_for_device(where), timeout=_PATIENCE)
+    try:
         processes = Processes(dist.group.WORLD)
-        stack.callback(processes.close)
         if processes.rank > 0 and not is_verbose():
             logger.setLevel(logging.ERROR)  # the first one warns of the same
         with _one_exit_code(processes):
             yield Ranks(device, processes)
+    finally:
+        dist.destroy_process_group()
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import itertools
 import json
 import sys
@@ -34,9 +33,6 @@ class OthersFailedError(RuntimeError):
 
 # Seconds that others may take to let go of a tensor that was sent.
 _RELEASE = 0.2
-# Processes wait for each other as long as the slowest takes to show its batches. The connection tells of one
-# that is gone.
-PATIENCE = datetime.timedelta(days=365)
 # Seconds between two looks at whether another one has failed.
 _LOOK = 1.0
 # Tells the calibrations of a process apart, which all processes begin in the same order.
@@ -65,9 +61,9 @@ class Processes:
         self.size = dist.get_world_size(group)
         if self.rank < 0:
             raise ValueError("this process is not of the process_group")
+        self._group = group
         self._members = dist.get_process_group_ranks(group)  # of all processes
-        self._group = _patient(self._members, dist.get_backend(group))
-        self._device = _device_of(self._group)
+        self._device = _device_of(group)
         self._failed_key = f"amct_pytorch/{'_'.join(map(str, self._members))}/{next(_numbers)}/failed"
         self._looked = time.monotonic()
         self.team = [self.rank]
@@ -90,10 +86,7 @@ class Processes:
         with self.together():
             if tensor_parallel_group is not None:
                 self.team = self._ranks_of(tensor_parallel_group)
-                self._team_group = _patient(
-                    dist.get_process_group_ranks(tensor_parallel_group),
-                    dist.get_backend(tensor_parallel_group),
-                )
+                self._team_group = tensor_parallel_group
         teams = self.tell_all(self.team)
         for rank, team in enumerate(teams):
             if rank not in team or any(teams[other] != team for other in team):
@@ -123,13 +116,6 @@ class Processes:
         """As `tell_all`, of those that share layers, in the order of `team`; all of these must call it."""
         return _told(what, self._team_group, _device_of(self._team_group))
 
-    def close(self) -> None:
-        """Let go of the others."""
-        for group in (self._team_group, self._group):
-            if group is not None:
-                dist.destroy_process_group(group)
-        self._team_group = self._group = None
-
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
         """Do something that all processes do; where one fails, all raise. All of them must come here."""
@@ -144,9 +130,12 @@ class Processes:
         told: list[Any] = []
         try:
             told = self.tell_all(f"{type(error).__name__}: {error}" if is_own else None)
-        except RuntimeError:  # another one is gone
+        except RuntimeError as broken:
             if error is None:
-                raise
+                raise RuntimeError(
+                    "another process is gone, or did not come as far as this one within the timeout of the "
+                    f"group (init_process_group takes a longer one): {broken}"
+                ) from broken
         failed = [f"rank {rank}: {failure}" for rank, failure in enumerate(told) if failure is not None]
         if failed and not is_own:
             raise OthersFailedError(
@@ -332,14 +321,6 @@ class Processes:
                         both.replace(counts)
                 other.unlink(missing_ok=True)
             step *= 2
-
-
-def _patient(members: list[int], backend: str) -> Any:
-    """A group of the same processes that waits as long as it takes, whatever the timeout of the first one."""
-    as_they_are: dict[str, Any] = {} if members == sorted(members) else {"sort_ranks": False}
-    return dist.new_group(
-        members, timeout=PATIENCE, backend=backend, use_local_synchronization=True, **as_they_are
-    )
 
 
 def _device_of(group: Any) -> torch.device:

@@ -423,7 +423,6 @@ def _together(
     config_file, record_file, counts_file = files
     with contextlib.ExitStack() as stack:
         processes = _distributed.Processes(groups[0])
-        stack.callback(processes.close)
         processes.share_layers(groups[1])
         folder = ""
         own: list[str] = []

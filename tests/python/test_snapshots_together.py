@@ -12,9 +12,9 @@ import amct_pytorch as amct
 import pytest
 import torch
 import torch.distributed as dist
+from ranks import start_ranks
 from shards import llama
 from test_cache_tap import ids
-from test_distributed import torchrun
 
 pytest.importorskip("transformers")
 
@@ -27,29 +27,29 @@ BATCHES = 7
 )
 def test_ranks_that_share_layers_go_on_from_one_batch(killed: str, begins: int, tmp_path: Path) -> None:
     """Killed as some of them have saved a batch and others have not."""
-    torchrun(2, str(tmp_path / "whole"), "tensor", "none", file=__file__)
-    assert torchrun(2, str(tmp_path), "tensor", killed, check=False, file=__file__).returncode != 0
-    assert not (tmp_path / "record.txt").exists()
-    ended = torchrun(2, str(tmp_path), "tensor", "none", file=__file__)
+    start_ranks(2, __file__, str(tmp_path / "whole"), "tensor", "none")
+    assert start_ranks(2, __file__, str(tmp_path), "tensor", killed, check=False).returncode != 0
+    assert (tmp_path / "record.txt").read_bytes() == b""
+    ended = start_ranks(2, __file__, str(tmp_path), "tensor", "none")
     assert sorted(ended.stdout.split()) == [f"0:{begins}", f"1:{begins}"]
     assert (tmp_path / "record.txt").read_bytes() == (tmp_path / "whole/record.txt").read_bytes()
     assert not list(tmp_path.glob("snapshot*"))
 
 
 def test_ranks_with_batches_of_their_own_go_on(tmp_path: Path) -> None:
-    torchrun(2, str(tmp_path / "whole"), "data", "none", file=__file__)
-    assert torchrun(2, str(tmp_path), "data", "1 before 2", check=False, file=__file__).returncode != 0
-    torchrun(2, str(tmp_path), "data", "none", file=__file__)
+    start_ranks(2, __file__, str(tmp_path / "whole"), "data", "none")
+    assert start_ranks(2, __file__, str(tmp_path), "data", "1 before 2", check=False).returncode != 0
+    start_ranks(2, __file__, str(tmp_path), "data", "none")
     assert (tmp_path / "record.txt").read_bytes() == (tmp_path / "whole/record.txt").read_bytes()
 
 
 def test_other_processes_are_refused(tmp_path: Path) -> None:
-    assert torchrun(3, str(tmp_path), "data", "all end 2", check=False, file=__file__).returncode != 0
+    assert start_ranks(3, __file__, str(tmp_path), "data", "all end 2", check=False).returncode != 0
     assert len(list(tmp_path.glob("snapshot.rank*"))) == 3
-    ended = torchrun(2, str(tmp_path), "data", "none", check=False, file=__file__)
+    ended = start_ranks(2, __file__, str(tmp_path), "data", "none", check=False)
     assert "the snapshot is of rank 0 of 3 processes, and this is rank 0 of 2; go on with" in ended.stderr
     assert "snapshot.rank2 of an earlier calibration by more processes" in ended.stderr
-    assert not (tmp_path / "record.txt").exists()
+    assert (tmp_path / "record.txt").read_bytes() == b""
 
 
 def main() -> None:

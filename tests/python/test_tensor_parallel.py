@@ -13,9 +13,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from families import tiny
+from ranks import start_ranks
 from shards import llama
 from test_cache_tap import ids
-from test_distributed import torchrun
 
 transformers = pytest.importorskip("transformers")
 
@@ -128,7 +128,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
         # Experts of this size are too small for the kernels that sharded ones are computed with.
         settings = {"first_k_dense_replace": 2} if family == "deepseek_v3" else {}
         tiny(family, **settings).to(torch.bfloat16).save_pretrained(folder / family)
-    torchrun(2, "two", str(folder), file=__file__)
+    start_ranks(2, __file__, "two", str(folder))
     return folder
 
 
@@ -136,7 +136,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What four processes make: pairs that have half of the batches, and all, two of which share a head."""
     folder = tmp_path_factory.mktemp("four")
-    torchrun(4, "four", str(folder), file=__file__)
+    start_ranks(4, __file__, "four", str(folder))
     return folder
 
 
@@ -204,15 +204,15 @@ def test_heads_of_the_whole_may_be_told_by_the_module(two: Path, one: Path) -> N
 def test_where_one_fails_all_raise(what: str, error: str, two: Path) -> None:
     told = [(two / "failed" / f"{what}.{rank}").read_text() for rank in range(2)]
     assert all(re.search(error, message) for message in told), told
-    assert not list((two / "failed").glob("*.txt"))
+    assert not any(record.read_bytes() for record in (two / "failed").glob("*.txt"))
 
 
 def test_an_error_between_forwards_ends_all(tmp_path: Path) -> None:
     """Others wait within the model, for what never comes."""
-    ended = torchrun(2, "ends", str(tmp_path), file=__file__, check=False)
+    ended = start_ranks(2, __file__, "ends", str(tmp_path), check=False)
     assert ended.returncode != 0
     assert "ValueError: not today" in ended.stderr
-    assert not (tmp_path / "counts.txt").exists()
+    assert (tmp_path / "counts.txt").read_bytes() == b""
 
 
 def spread(folder: Path, sharing: int) -> None:

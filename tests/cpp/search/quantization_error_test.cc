@@ -1,5 +1,7 @@
 #include "amct/search/quantization_error.h"
 
+#include "amct/observe/observer.h"
+
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -50,6 +52,17 @@ TEST(QuantizationErrorKnownTest, SignalToNoiseInDecibel) {
   EXPECT_EQ(none.sqnr_db(), std::numeric_limits<double>::infinity());
   EXPECT_EQ(QuantizationError().mse(), 0);
   EXPECT_EQ(QuantizationError().clipped_fraction(), 0);
+}
+
+/// 126.5 and -129.5 round to the even codes 126 and -130, so that one is the last that is not
+/// clipped.
+TEST(QuantizationErrorKnownTest, TheEndsOfTheGridAreNotClipped) {
+  const std::vector<float> x{126.5F, 126.5F, 127, -129, -129.5F, -129.5F, -129.5F};
+  EXPECT_EQ(quantization_error(ValueCounts::of(x), kInt8, {1.0F, 1}).clipped, 4);
+  Observer counted(Granularity::kPerTensor);
+  const support::Tensor tensor = support::make_tensor(DType::kFloat16, {7, 1}, x);
+  counted.observe(tensor.view());
+  EXPECT_EQ(quantization_error(counted.value_counts(0), kInt8, {1.0F, 1}).clipped, 4);
 }
 
 TEST(QuantizationErrorKnownTest, GroupsAddUp) {

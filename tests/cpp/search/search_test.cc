@@ -157,6 +157,9 @@ TEST(OptionRangesTest, StepMustFitTheRange) {
   options["search_step"] = 0.6;
   EXPECT_NE(conflict(options).find("search_step"), std::string::npos);
   EXPECT_NE(conflict(options).find("0.6"), std::string::npos);
+  options["search_range"] = std::vector<double>{0.7, 1.3};  // the product of which is more than 0.7
+  options["search_step"] = 0.7;
+  EXPECT_NE(conflict(options).find("spans"), std::string::npos);
   options["search_step"] = 1e-12;
   EXPECT_NE(conflict(options).find("1,000,000"), std::string::npos);
   options["search_step"] = HUGE_VAL;

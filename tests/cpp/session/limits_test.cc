@@ -166,6 +166,25 @@ TEST_F(LimitsTest, NumberOfLayersOfARecord) {
   expect_error<ValueError>(
       [&] { read_record(file(text + "record{key:'a' kv_cache_value{scale:1 offset:0}}")); },
       {"file: ", "65536 layers"});
+  // Nor is it written, at once or layer by layer.
+  const std::string path = folder / "record.txt";
+  std::vector<LayerRecord> layers(kMaxLayers);
+  for (std::size_t i = 0; i < kMaxLayers; ++i)
+    layers[i] = {.name = std::to_string(i), .params = {{1, 0}}};
+  merge_into_record(path, layers, {});
+  EXPECT_EQ(read_record(path).size(), kMaxLayers);
+  const std::vector<LayerRecord> one_more{{.name = "a", .params = {{1, 0}}}};
+  expect_error<ValueError>([&] { merge_into_record(path, one_more, {}); }, {path, "65536 layers"});
+  layers.push_back(one_more[0]);
+  expect_error<ValueError>([&] { write_record(path, layers); }, {path, "65536 layers"});
+  // Whose factors are there already are not one more.
+  merge_into_record(path, std::span(layers).first(1), {});
+  EXPECT_EQ(read_record(path).size(), kMaxLayers);
+  // Entries without factors of the cache are not counted, and become layers with them.
+  support::write_file(path, text.substr(text.find('}') + 2) + "record { key: '0' }");
+  EXPECT_EQ(read_record(path).size(), kMaxLayers - 1);
+  merge_into_record(path, std::span(layers).first(1), {});
+  EXPECT_EQ(read_record(path).size(), kMaxLayers);
 }
 
 /// The record's own schema does not go so deep; google.protobuf.Value has no end.

@@ -166,7 +166,7 @@ void check_name(const std::string& path) {
   }
 }
 
-/// A file to read, and its size.
+/// A file to read, and its size; 0 of a pipe or a device, which have none.
 struct OpenFile {
   Descriptor fd;
   std::uint64_t size;
@@ -185,7 +185,7 @@ OpenFile open_to_read(const std::string& path, Pipes pipes) {
   if (S_ISDIR(info.st_mode)) throw ValueError("'" + path + "' is a folder, not a file");
   if (pipes == Pipes::kRefused && !S_ISREG(info.st_mode))
     throw ValueError("'" + path + "' is a pipe or a device, not a file");
-  return {std::move(fd), static_cast<std::uint64_t>(info.st_size)};
+  return {std::move(fd), S_ISREG(info.st_mode) ? static_cast<std::uint64_t>(info.st_size) : 0};
 }
 
 /// Reads up to `size` bytes; 0 at the end of the file.
@@ -202,11 +202,14 @@ std::size_t read_some(int fd, char* to, std::size_t size, const std::string& pat
 std::string read_text_file(const std::string& path, std::size_t limit) {
   const OpenFile file = open_to_read(path, Pipes::kWaitedFor);
   std::string content;
+  const auto check_size = [&](std::uint64_t size) {
+    if (size > limit)
+      throw ValueError("'" + path + "' is larger than " + std::to_string(limit) + " bytes");
+  };
+  check_size(file.size);
   std::string buffer(std::size_t{1} << 16, '\0');
   while (const std::size_t got = read_some(file.fd.get(), buffer.data(), buffer.size(), path)) {
-    if (content.size() + got > limit) {
-      throw ValueError("'" + path + "' is larger than " + std::to_string(limit) + " bytes");
-    }
+    check_size(content.size() + got);  // it may have no size, or have grown
     content.append(buffer, 0, got);
   }
   if (!is_utf8(content)) throw ValueError("'" + path + "' is not UTF-8 text");

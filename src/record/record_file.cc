@@ -144,6 +144,7 @@ void write_empty_record(const std::string& path) { write_file_atomically(path, "
 
 void write_record(const std::string& path, std::span<const LayerRecord> layers) {
   const FileLock file_lock(path, kPatience);
+  check_layer_count(layers.size(), path);
   ScaleOffsetRecord record;
   for (const LayerRecord& layer : layers) {
     check_layer_name(layer.name, path);
@@ -163,13 +164,19 @@ std::vector<std::string> merge_into_record(const std::string& path,
   check_output_path(path);
   ScaleOffsetRecord record = parse_existing_record(path);
   std::unordered_map<std::string, int> positions = positions_of(record);
+  auto known = static_cast<std::size_t>(
+      std::ranges::count_if(record.record(), &MapFiledEntry::has_kv_cache_value));
   std::vector<std::string> replaced;
   for (const LayerRecord& layer : layers) {
     check_layer_name(layer.name, path);
     const auto [found, added] = positions.emplace(layer.name, record.record_size());
     if (added) record.add_record()->set_key(layer.name);
     MapFiledEntry& entry = *record.mutable_record(found->second);
-    if (entry.has_kv_cache_value()) replaced.push_back(layer.name);
+    if (entry.has_kv_cache_value()) {
+      replaced.push_back(layer.name);
+    } else {
+      check_layer_count(++known, path);  // or it could not be read
+    }
     set_factors(entry, layer);
   }
   put_in_order(record, order);

@@ -52,7 +52,8 @@ void check_mergeable(const std::string& path);
 /// everything else in it as it is: other layers, other features' fields, prune records. Layers
 /// named in `order` stand in that order; others keep their places, new ones come last. Within this
 /// process, calls on all files exclude each other. Returns the names of layers whose factors were
-/// replaced. Throws IoError, ValueError where the file is there and is not a record, or StateError
+/// replaced. Throws IoError; ValueError where the file is there and is not a record, for a name
+/// that no layer can have, and where there would be more layers than kMaxLayers; or StateError
 /// where another process goes on writing it (see FileLock) for longer than 10 seconds; the file is
 /// then as it was.
 std::vector<std::string> merge_into_record(const std::string& path,

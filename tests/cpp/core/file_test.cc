@@ -4,7 +4,11 @@
 
 #include <array>
 #include <cerrno>
+#include <cstddef>
+#include <cstdint>
 #include <filesystem>
+#include <fstream>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -58,6 +62,54 @@ TEST_F(FileTest, ReadsWhatIsThereAndRefusesMore) {
 
 TEST_F(FileTest, AnEndlessFileIsRefusedAtTheLimit) {
   expect_error<ValueError>([] { read_text_file("/dev/zero", 1 << 20); }, {"/dev/zero", "1048576"});
+}
+
+/// Bytes that this process has read; nothing where the system does not count them.
+std::optional<std::uint64_t> bytes_read() {
+  std::ifstream file("/proc/self/io");
+  for (std::string word; file >> word;) {
+    if (std::uint64_t bytes = 0; word == "rchar:" && file >> bytes) return bytes;
+  }
+  return {};
+}
+
+TEST_F(FileTest, AFileWhoseSizeIsPastTheLimitIsNotRead) {
+  constexpr std::size_t kSize = std::size_t{1} << 20;
+  write_file(folder / "large", std::string(kSize, 'x'));
+  const std::optional<std::uint64_t> before = bytes_read();
+  if (!before) GTEST_SKIP() << "the system does not count what is read";
+  expect_error<ValueError>([&] { read_text_file(folder / "large", kSize - 1); }, {"1048575 bytes"});
+  EXPECT_LT(*bytes_read() - *before, kSize / 2);
+  read_text_file(folder / "large");
+  EXPECT_GE(*bytes_read() - *before, kSize);  // or nothing is measured
+}
+
+/// A file of /proc has no size before it is read, as one that grows meanwhile has another one.
+TEST_F(FileTest, AFileThatHoldsMoreThanItsSizeIsRefusedAtTheLimit) {
+  const std::string content = read_text_file("/proc/self/status");
+  ASSERT_EQ(std::filesystem::file_size("/proc/self/status"), 0U);
+  ASSERT_GT(content.size(), 100U);
+  expect_error<ValueError>([] { read_text_file("/proc/self/status", 100); }, {"100 bytes"});
+}
+
+TEST_F(FileTest, ATextMayComeThroughAPipeUpToTheLimit) {
+  const std::string path = folder / "pipe";
+  ASSERT_EQ(::mkfifo(path.c_str(), 0600), 0);
+  const std::string content(1000, 'x');
+  const auto read = [&](std::size_t limit) {
+    std::thread writer([&] { write_file(path, content); });
+    std::string text;
+    try {
+      text = read_text_file(path, limit);
+    } catch (...) {
+      writer.join();
+      throw;
+    }
+    writer.join();
+    return text;
+  };
+  EXPECT_EQ(read(1000), content);
+  expect_error<ValueError>([&] { read(999); }, {path, "999 bytes"});
 }
 
 TEST_F(FileTest, APipeInThePlaceOfABinaryFileIsNotWaitedFor) {

@@ -5,15 +5,18 @@
 //
 // Standard output gets "r NUMBER" (batches that a snapshot had), then "b" for each batch that was
 // shown and "s" for each snapshot that was saved. Exit codes: 0 done; 1 a file could not be
-// written. With a number, the allocation of that number, and every 1,000th after it, fails; what it
-// made fail is done again.
+// written; 3 memory ran out where nothing can be done again. With a number, the allocation of that
+// number fails, and those of twice, four times, ... its number; what they made fail is done again,
+// where it can be, after an "m". An "l" says that it was one of memory in huge pages.
 #include "faults/victim.h"
 
 #include "amct/core/error.h"
 #include "amct/search/search.h"
 #include "amct/session/session.h"
 
+#include <algorithm>
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -23,6 +26,7 @@
 #include <string>
 #include <vector>
 
+#include <malloc.h>
 #include <unistd.h>
 
 namespace {
@@ -30,11 +34,26 @@ namespace {
 std::atomic<long> allocations{0};
 std::atomic<long> failing{0};  // its number; 0: none fails
 
-void* allocate(std::size_t size) {
+void say(const std::string& text) {
+  if (::write(STDOUT_FILENO, text.data(), text.size()) < 0) std::abort();
+}
+
+bool fails() {
   long number = failing.load();
-  if (number != 0 && ++allocations >= number && failing.compare_exchange_strong(number, 2 * number))
+  return number != 0 && ++allocations >= number &&
+         failing.compare_exchange_strong(number, 2 * number);
+}
+
+void* allocate(std::size_t size) { return fails() ? nullptr : std::malloc(size == 0 ? 1 : size); }
+
+/// Whole multiples of the alignment, as aligned_alloc() wants them.
+void* allocate(std::size_t size, std::align_val_t alignment) {
+  const auto unit = static_cast<std::size_t>(alignment);
+  if (fails()) {
+    if (unit >= std::size_t{1} << 21) say("l");
     return nullptr;
-  return std::malloc(size == 0 ? 1 : size);
+  }
+  return std::aligned_alloc(unit, std::max<std::size_t>(1, (size + unit - 1) / unit) * unit);
 }
 
 }  // namespace
@@ -46,14 +65,22 @@ void* operator new(std::size_t size) {
 void* operator new(std::size_t size, const std::nothrow_t& /*tag*/) noexcept {
   return allocate(size);
 }
+void* operator new(std::size_t size, std::align_val_t alignment) {
+  if (void* memory = allocate(size, alignment)) return memory;
+  throw std::bad_alloc();
+}
+void* operator new(std::size_t size, std::align_val_t alignment,
+                   const std::nothrow_t& /*tag*/) noexcept {
+  return allocate(size, alignment);
+}
 void operator delete(void* memory) noexcept { std::free(memory); }
 void operator delete(void* memory, std::size_t /*size*/) noexcept { std::free(memory); }
+void operator delete(void* memory, std::align_val_t /*alignment*/) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t /*size*/, std::align_val_t /*alignment*/) noexcept {
+  std::free(memory);
+}
 
 namespace {
-
-void say(const std::string& text) {
-  if (::write(STDOUT_FILENO, text.data(), text.size()) < 0) std::abort();
-}
 
 /// Does something again until memory is enough for it.
 template <typename Action>
@@ -81,7 +108,7 @@ void run(const std::string& folder, long failing_allocation) {
   for (; done < victim::kBatches; ++done) {
     for (const std::string& layer : victim::kLayers) {
       const victim::Batch& batch = batches.at(static_cast<std::size_t>(done));
-      session.observe(layer, batch.view());
+      session.observe(layer, batch.view(layer));
     }
     say("b");
     if (done + 1 == victim::kBatches) break;
@@ -95,6 +122,10 @@ void run(const std::string& folder, long failing_allocation) {
 
 int main(int argc, char** argv) {
   if (argc < 2) return 2;
+  // Memory that is given back is used again: fresh pages for each snapshot would take most of the
+  // time of a process that is started a thousand times.
+  ::mallopt(M_MMAP_THRESHOLD, 1 << 25);
+  ::mallopt(M_TRIM_THRESHOLD, 1 << 30);
   try {
     run(argv[1], argc > 2 ? std::strtol(argv[2], nullptr, 10) : 0);
     return 0;

@@ -7,13 +7,18 @@
 #include "amct/config/operator_params.h"
 #include "amct/core/error.h"
 #include "amct/core/file.h"
+#include "amct/export/exporter.h"
+#include "amct/export/verify.h"
 #include "amct/observe/observer.h"
 #include "amct/record/record_file.h"
 #include "amct/search/search.h"
 #include "amct/session/counts_file.h"
 #include "amct/session/session.h"
 
+#include <cstddef>
+#include <cstdint>
 #include <filesystem>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -22,6 +27,7 @@
 #include <zip.h>
 
 #include "export/checkpoint.h"
+#include "export/json_file.h"
 #include "export/npz.h"
 #include "record/protobuf_text.h"
 #include "session/block_file.h"
@@ -62,6 +68,15 @@ class LimitsTest : public support::FolderTest {
     support::write_file(folder / "file", content);
     return folder / "file";
   }
+  /// A counts file of one layer, as somebody else may have written it.
+  static void write_counts(const std::string& path, const std::string& name) {
+    AMCTCounts::LayerCounts layer;
+    layer.set_config(config_of(name));
+    layer.set_observer(Observer(Granularity::kPerTensor).serialize());
+    CountsWriter writer(path, {});
+    writer.add(layer.SerializeAsString());
+    writer.commit();
+  }
   /// A file that seems to have `size` bytes, and takes no room.
   std::string sparse(std::size_t size) const {
     const std::string path = file("");
@@ -71,22 +86,27 @@ class LimitsTest : public support::FolderTest {
 };
 
 TEST_F(LimitsTest, BytesOfFiles) {
-  const auto too_large = [&](std::size_t limit, auto read) {
-    const std::string path = sparse(limit + 1);
+  // At the limit, zeros are read as UTF-8, and found to be no text of that kind.
+  const auto expect_limit = [&](std::size_t limit, const char* not_read, auto read) {
+    const std::string path = sparse(limit);
+    expect_error<ValueError>([&] { read(path); }, {path, not_read});
+    std::filesystem::resize_file(path, limit + 1);
     expect_error<ValueError>([&] { read(path); },
                              {path, "larger than " + std::to_string(limit) + " bytes"});
   };
-  too_large(kMaxConfigFileSize, [](const auto& path) { read_config(path, algorithm_catalog()); });
-  too_large(kMaxConfigFileSize,
-            [](const auto& path) { Definition::read(path, algorithm_catalog()); });
-  too_large(kMaxTextFileSize, [](const auto& path) { read_record(path); });
-  // At the limit, a text is read, and found to be none; zeros are UTF-8.
-  EXPECT_EQ(read_text_file(sparse(kMaxTextFileSize)).size(), kMaxTextFileSize);
-  EXPECT_EQ(read_text_file(sparse(kMaxJsonFileSize), kMaxJsonFileSize).size(), kMaxJsonFileSize);
-  expect_error<ValueError>([&] { read_text_file(sparse(kMaxTextFileSize + 1)); }, {"larger than"});
-  // NULs are no configuration, but as many as may be.
-  expect_error<ValueError>([&] { read_config(sparse(kMaxConfigFileSize), algorithm_catalog()); },
-                           {"not JSON"});
+  expect_limit(kMaxConfigFileSize, "not JSON",
+               [](const auto& path) { read_config(path, algorithm_catalog()); });
+  expect_limit(kMaxConfigFileSize, "not a text of",
+               [](const auto& path) { Definition::read(path, algorithm_catalog()); });
+  expect_limit(kMaxTextFileSize, "not a text of", [](const auto& path) { read_record(path); });
+  expect_limit(kMaxJsonFileSize, "not JSON", [](const auto& path) { read_json_object(path); });
+  // What lmdeploy reads.
+  expect_limit(kMaxJsonFileSize, "0 pairs", [](const auto& path) {
+    const VerifyReport report = runtime_named("lmdeploy").verify(path, {});
+    std::string text;
+    for (const Finding& finding : report.findings) text += finding.why + ' ';
+    throw ValueError(path + ": " + text);
+  });
 }
 
 TEST_F(LimitsTest, DepthOfAConfiguration) {
@@ -115,6 +135,10 @@ TEST_F(LimitsTest, LengthOfNames) {
   support::write_file(path,
                       "record { key: '" + kPastLimit + "' kv_cache_value { scale: 1 offset: 0 } }");
   expect_error<ValueError>([&] { read_record(path); }, {path, "4096 bytes"});
+  write_counts(path, kAtLimit);
+  EXPECT_EQ(CountsReader(path).next()->config.name, kAtLimit);
+  write_counts(path, kPastLimit);
+  expect_error<ValueError>([&] { CountsReader(path).next(); }, {path, "4096 bytes"});
   std::filesystem::remove(path);
   CalibrationConfig config =
       default_config(std::vector<std::string>{kPastLimit}, algorithm_catalog());
@@ -123,6 +147,11 @@ TEST_F(LimitsTest, LengthOfNames) {
   Session op(parse_operator_params({}, algorithm_catalog()), path);
   const float x = 1;
   const TensorView view = TensorView::contiguous(&x, DType::kFloat32, {1, 1});
+  LayerConfig longer_name = config.layers[0];
+  Observer observer(Granularity::kPerTensor);
+  observer.observe(view);
+  CountsWriter counts(folder / "counts", {});
+  expect_error<ValueError>([&] { counts.add(longer_name, 0, observer); }, {"4096 bytes"});
   op.observe(kAtLimit, view);
   expect_error<ValueError>([&] { op.observe(kPastLimit, view); }, {"4096 bytes"});
   EXPECT_EQ(read_record(path)[0].name, kAtLimit);
@@ -166,6 +195,25 @@ TEST_F(LimitsTest, NumberOfLayersOfARecord) {
   expect_error<ValueError>(
       [&] { read_record(file(text + "record{key:'a' kv_cache_value{scale:1 offset:0}}")); },
       {"file: ", "65536 layers"});
+  // Nor is it written, at once or layer by layer.
+  const std::string path = folder / "record.txt";
+  std::vector<LayerRecord> layers(kMaxLayers);
+  for (std::size_t i = 0; i < kMaxLayers; ++i)
+    layers[i] = {.name = std::to_string(i), .params = {{1, 0}}};
+  merge_into_record(path, layers, {});
+  EXPECT_EQ(read_record(path).size(), kMaxLayers);
+  const std::vector<LayerRecord> one_more{{.name = "a", .params = {{1, 0}}}};
+  expect_error<ValueError>([&] { merge_into_record(path, one_more, {}); }, {path, "65536 layers"});
+  layers.push_back(one_more[0]);
+  expect_error<ValueError>([&] { write_record(path, layers); }, {path, "65536 layers"});
+  // Whose factors are there already are not one more.
+  merge_into_record(path, std::span(layers).first(1), {});
+  EXPECT_EQ(read_record(path).size(), kMaxLayers);
+  // Entries without factors of the cache are not counted, and become layers with them.
+  support::write_file(path, text.substr(text.find('}') + 2) + "record { key: '0' }");
+  EXPECT_EQ(read_record(path).size(), kMaxLayers - 1);
+  merge_into_record(path, std::span(layers).first(1), {});
+  EXPECT_EQ(read_record(path).size(), kMaxLayers);
 }
 
 /// The record's own schema does not go so deep; google.protobuf.Value has no end.
@@ -307,18 +355,24 @@ TEST_F(LimitsTest, BytesOfNumpyArchives) {
   expect_error<ValueError>([&] { read_npz(folder / "all.npz"); }, {"4", "too large for factors"});
 }
 
-TEST_F(LimitsTest, BlocksOfCountsFiles) {
-  const auto read = [&](std::uint64_t size) {
-    std::string bytes("AMCTcnt\x01");
-    for (int i = 0; i < 8; ++i) bytes += static_cast<char>((size >> (8 * i)) & 0xFF);
-    const std::string path = file(bytes + std::string(4, '\0'));
-    std::filesystem::resize_file(path, std::size_t{1} << 40);
-    CountsReader reader(path);
+TEST_F(LimitsTest, BlocksOfCountsFilesAndSnapshots) {
+  const auto refuses_blocks = [&](const std::string& magic, const char* name, auto read) {
+    const auto read_block = [&](std::uint64_t size) {
+      std::string bytes = magic + '\x01';
+      for (int i = 0; i < 8; ++i) bytes += static_cast<char>((size >> (8 * i)) & 0xFF);
+      const std::string path = file(bytes + std::string(4, '\0'));
+      std::filesystem::resize_file(path, std::size_t{1} << 40);
+      read(path);
+    };
+    // Read, and found wrong; or not read at all.
+    expect_error<ValueError>([&] { read_block(std::uint64_t{1} << 20); }, {name, "checksum"});
+    for (const std::uint64_t size : {kMaxBlockSize + 1, std::uint64_t{1} << 63, ~std::uint64_t{0}})
+      expect_error<ValueError>([&] { read_block(size); }, {name, "a block is longer than"});
   };
-  // Read, and found wrong; or not read at all.
-  expect_error<ValueError>([&] { read(std::uint64_t{1} << 20); }, {"checksum"});
-  for (const std::uint64_t size : {kMaxBlockSize + 1, std::uint64_t{1} << 63, ~std::uint64_t{0}})
-    expect_error<ValueError>([&] { read(size); }, {"a block is longer than"});
+  refuses_blocks("AMCTcnt", "counts file", [](const auto& path) { CountsReader reader(path); });
+  Session session(default_config(std::vector<std::string>{"n"}, algorithm_catalog()),
+                  folder / "record.txt");
+  refuses_blocks("AMCTsnp", "snapshot", [&](const auto& path) { session.restore(path); });
 }
 
 TEST_F(LimitsTest, SettingsOfTheConfigurationAreNoNamesOfLayers) {

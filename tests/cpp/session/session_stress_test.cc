@@ -7,11 +7,15 @@
 
 #include <array>
 #include <atomic>
+#include <compare>
+#include <cstddef>
 #include <cstdint>
 #include <latch>
 #include <map>
+#include <set>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -38,11 +42,34 @@ struct Job {
 
 std::string name_of(int layer) { return "layers." + std::to_string(layer) + ".k_proj"; }
 
-/// Batches of every dtype.
+/// What sets layers apart: each dtype with each algorithm, granularity and offset, as digits of
+/// their number.
+struct Kind {
+  DType dtype;
+  std::size_t algorithm;
+  Granularity granularity;
+  bool asymmetric;
+
+  friend auto operator<=>(const Kind&, const Kind&) = default;
+};
+
+Kind kind_of(int layer) {
+  constexpr std::array kGranularities{Granularity::kPerTensor, Granularity::kPerChannel,
+                                      Granularity::kPerHead};
+  auto rest = static_cast<std::size_t>(layer);
+  const auto digit = [&rest](std::size_t base) { return std::exchange(rest, rest / base) % base; };
+  Kind kind{};
+  kind.dtype = support::kAllDTypes[digit(support::kAllDTypes.size())];
+  kind.algorithm = digit(algorithms().size());
+  kind.granularity = kGranularities[digit(kGranularities.size())];
+  kind.asymmetric = digit(2) == 1;
+  return kind;
+}
+
 std::vector<Job> all_jobs() {
   std::vector<Job> jobs;
   for (int layer = 0; layer < kLayers; ++layer) {
-    const DType dtype = support::kAllDTypes[static_cast<std::size_t>(layer % 3)];
+    const DType dtype = kind_of(layer).dtype;
     for (int batch = 0; batch < kBatches; ++batch) {
       jobs.push_back(
           {layer,
@@ -54,22 +81,20 @@ std::vector<Job> all_jobs() {
   return jobs;
 }
 
-/// Layers of every granularity and algorithm.
 CalibrationConfig config_of_all() {
   std::vector<std::string> names;
   for (int i = 0; i < kLayers; ++i) names.push_back(name_of(i));
   CalibrationConfig config = default_config(names, algorithm_catalog());
   config.batch_num = kBatches;
-  constexpr std::array kGranularities{Granularity::kPerTensor, Granularity::kPerChannel,
-                                      Granularity::kPerHead};
   for (int i = 0; i < kLayers; ++i) {
     LayerConfig& layer = config.layers[static_cast<std::size_t>(i)];
-    const Algorithm& algorithm = algorithms()[static_cast<std::size_t>(i) % algorithms().size()];
+    const Kind kind = kind_of(i);
+    const Algorithm& algorithm = algorithms()[kind.algorithm];
     layer.algorithm = algorithm.spec.name;
     layer.options = algorithm.spec.defaults();
-    layer.granularity = kGranularities[static_cast<std::size_t>(i / 7 % 3)];
+    layer.granularity = kind.granularity;
     if (layer.granularity == Granularity::kPerHead) layer.head_num = 2;
-    layer.asymmetric = i % 2 == 0;
+    layer.asymmetric = kind.asymmetric;
   }
   return config;
 }
@@ -83,7 +108,7 @@ std::string record_of_one_thread(const std::vector<Job>& jobs, const std::string
 
 class SessionStressTest : public testing::TestWithParam<SessionOptions> {
  protected:
-  support::TempFolder folder;
+  support::TempFolder folder{support::folder_in_memory()};
 };
 
 INSTANTIATE_TEST_SUITE_P(All, SessionStressTest,
@@ -94,6 +119,12 @@ INSTANTIATE_TEST_SUITE_P(All, SessionStressTest,
                            return std::string(param.param.search_in_background ? "InBackground"
                                                                                : "WhereObserved");
                          });
+
+TEST(SessionStressKindsTest, LayersAreOfEveryKind) {
+  std::set<Kind> kinds;
+  for (int layer = 0; layer < kLayers; ++layer) kinds.insert(kind_of(layer));
+  EXPECT_EQ(kinds.size(), support::kAllDTypes.size() * algorithms().size() * 3 * 2);
+}
 
 TEST_P(SessionStressTest, SixteenThreadsObserveTwoHundredLayersAtOnce) {
   const std::vector<Job> jobs = all_jobs();

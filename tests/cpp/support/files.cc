@@ -16,6 +16,11 @@ namespace amct::support {
 
 namespace fs = std::filesystem;
 
+std::string folder_in_memory() {
+  constexpr const char* kMemory = "/dev/shm";
+  return ::access(kMemory, W_OK | X_OK) == 0 ? kMemory : testing::TempDir();
+}
+
 TempFolder::TempFolder(const std::string& parent) {
   std::string pattern = parent + "/amct-test-XXXXXX";
   if (::mkdtemp(pattern.data()) == nullptr) throw std::runtime_error("mkdtemp failed: " + pattern);

@@ -11,6 +11,10 @@
 
 namespace amct::support {
 
+/// A folder in memory, where there is one, for tests that sync thousands of files: no disk needs to
+/// hold them, and what waits for a disk takes as long as that is busy with others.
+std::string folder_in_memory();
+
 /// A new empty folder that is removed with all it holds at the end of the scope.
 class TempFolder {
  public:

@@ -138,8 +138,7 @@ tsan: system ## build the C++ tests of threads with ThreadSanitizer and run them
 COVERED := 95
 coverage: system ## which lines and branches the C++ tests run: build/coverage/report/index.html
 	$(venv) build coverage
-	@$(configure) -B build/coverage -DCMAKE_BUILD_TYPE=Debug -DAMCT_BUILD_SHARED=OFF -DAMCT_BUILD_EXAMPLES=OFF \
-	  -DCMAKE_CXX_FLAGS_DEBUG="-O0 -g0 --coverage -fprofile-update=atomic"
+	@$(configure) -B build/coverage -DCMAKE_BUILD_TYPE=Release -DAMCT_COVERAGE=ON -DAMCT_BUILD_SHARED=OFF -DAMCT_BUILD_EXAMPLES=OFF
 	@"$(BIN)/cmake" --build build/coverage -j$(JOBS)
 	@find build/coverage -name '*.gcda' -delete
 	@echo "== C++ tests, coverage"

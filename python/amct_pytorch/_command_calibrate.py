@@ -308,10 +308,10 @@ def _digest(batches: list[torch.Tensor], model: torch.nn.Module) -> str:
     for batch in batches:
         digest.update(repr(tuple(batch.shape)).encode())
         digest.update(batch.contiguous().numpy().tobytes())
-    for name, weights in model.state_dict().items():
+    for name, weights in model.named_parameters():
         digest.update(repr((name, tuple(weights.shape), str(weights.dtype))).encode())
         # Enough to tell one training from another, and little to read of a large model.
-        some = weights.flatten()[:64].cpu().contiguous()
+        some = weights.detach().flatten()[:64].cpu().contiguous()
         digest.update(some.view(torch.uint8).numpy().tobytes() if some.numel() else b"")
     return digest.hexdigest()
 

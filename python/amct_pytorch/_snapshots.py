@@ -101,13 +101,16 @@ class Forwards:
     def __init__(self, done: int) -> None:
         self.done = done
         self._running = 0
+        self._begun = 0
+        self._numbers: dict[int, int] = {}  # of forwards that run, by thread
+        self._failed = 0  # forwards that had begun when one failed
         self._is_torn = False
         self._is_held = False
         self._changed = threading.Condition(threading.RLock())
 
     @property
     def is_torn(self) -> bool:
-        """Whether layers may have seen different batches: a forward runs, or was the last one and failed."""
+        """Whether layers may have seen different batches: a forward runs, or failed and none came after it."""
         with self._changed:
             return self._is_torn or self._running > 0
 
@@ -119,6 +122,8 @@ class Forwards:
             ):
                 self._is_held = False
             self._running += 1
+            self._begun += 1
+            self._numbers[threading.get_ident()] = self._begun
 
     def end(self, completed: bool, is_time: Callable[[int], bool], between: Callable[[int], None]) -> None:
         """A forward ends; one that failed is not counted.
@@ -131,14 +136,19 @@ class Forwards:
             Takes the number of forwards that are done; whether there is something to do between two. Where
             forwards of several threads overlap, new ones then wait until all have ended.
         between : callable
-            Takes the number of forwards that are done; called while no other runs.
+            Takes the number of forwards that are done; called while no other runs, and not before one is done
+            that began after the last that failed.
         """
         with self._changed:
             self._running = max(self._running - 1, 0)  # it may have begun before the run
             self.done += completed
-            self._is_torn = not completed
+            number = self._numbers.pop(threading.get_ident(), 0)
+            if not completed:
+                self._is_torn, self._failed = True, self._begun
+            elif number > self._failed:  # whoever calls the model went on after it
+                self._is_torn = False
             try:
-                if self._running == 0 and completed:
+                if self._running == 0 and completed and not self._is_torn:
                     between(self.done)
             finally:
                 self._is_held = self._running > 0 and is_time(self.done)

@@ -18,7 +18,7 @@ import amct_pytorch as amct
 import pytest
 import torch
 from amct_pytorch import _snapshots
-from amct_pytorch._snapshots import header_of
+from amct_pytorch._snapshots import Forwards, header_of
 from families import tiny
 from helpers import calibrated, run_python, tokens
 from test_cache_tap import NAMES, definition, ids
@@ -187,6 +187,24 @@ def test_part_of_a_batch_is_not_saved(error: type[BaseException], tmp_path: Path
     amct.create_quant_cali_model(config, str(tmp_path / "record.txt"), again, **options, resume=True)
     assert amct.calibration_run(again).batches_done == 2
     assert amct.calibration_run(again).unfinished() == run.unfinished()
+
+
+def test_a_forward_that_ends_after_another_failed_saves_nothing() -> None:
+    """What the failed one has shown to some layers only would be in the snapshot."""
+    forwards, saved = Forwards(0), []
+    in_thread = concurrent.futures.ThreadPoolExecutor(1)
+
+    def end(completed: bool) -> None:
+        forwards.end(completed, lambda done: True, saved.append)
+
+    in_thread.submit(forwards.begin).result()
+    forwards.begin()
+    end(False)
+    in_thread.submit(end, True).result()
+    assert (forwards.is_torn, forwards.done, saved) == (True, 1, [])
+    forwards.begin()
+    end(True)
+    assert (forwards.is_torn, forwards.done, saved) == (False, 2, [2])
 
 
 def test_what_a_full_disk_kept_from_the_files_is_gone_on_from(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ class Forwards:
 
     @property
     def is_torn(self) -> bool:
-        """Whether layers may have seen different batches: a forward runs, or failed and none came after it."""
+        """Whether layers may have seen different batches: one runs, or failed and none came after it."""
         with self._changed:
             return self._is_torn or self._running > 0
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from amct_pytorch._distributed import Processes
 from families import tiny
-from ranks import start_ranks
+from forked_ranks import start_ranks
 from test_cache_tap import ids
 
 transformers = pytest.importorskip("transformers")

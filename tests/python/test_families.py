@@ -79,9 +79,9 @@ def test_keys_are_turned_as_the_model_turns_them(
     shown: dict[str, torch.Tensor] = {}
     observe = Tap.observe
 
-    def note(tap: Tap, name: str, x: torch.Tensor) -> None:
+    def note(tap: Tap, name: str, x: torch.Tensor, *more: Any) -> None:
         shown[name] = x
-        observe(tap, name, x)
+        observe(tap, name, x, *more)
 
     monkeypatch.setattr(Tap, "observe", note)
     definition = (

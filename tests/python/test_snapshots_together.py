@@ -12,7 +12,7 @@ import amct_pytorch as amct
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import start_ranks
+from forked_ranks import start_ranks
 from shards import llama
 from test_cache_tap import ids
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from families import tiny
-from ranks import start_ranks
+from forked_ranks import start_ranks
 from shards import llama
 from test_cache_tap import ids
 

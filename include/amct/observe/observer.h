@@ -41,8 +41,8 @@ struct ValueRange {
 ///
 /// float16 and bfloat16 values are counted exactly, by their 65,536 patterns, in memory that does
 /// not grow with the number of batches: at most 512 KiB per tensor. Per channel each channel takes
-/// 512 bytes to 2 KiB, as its counts need, for each 256 patterns of which some occur, and 24 KiB for
-/// rows that are not counted yet and the table of its counters: at most 536 KiB.
+/// 512 bytes to 2 KiB, as its counts need, for each 256 patterns of which some occur, and 24 KiB
+/// for rows that are not counted yet and the table of its counters: at most 536 KiB.
 ///
 /// float32 values are kept as they are up to `sample_bytes`. With more than that in all, they are
 /// counted in log-linear bins, 2^-10 of a value wide per tensor and 2^-8 per channel; the range

@@ -124,8 +124,10 @@ int main(int argc, char** argv) {
   if (argc < 2) return 2;
   // Memory that is given back is used again: fresh pages for each snapshot would take most of the
   // time of a process that is started a thousand times.
+  // NOLINTBEGIN(concurrency-mt-unsafe): there are no threads yet
   ::mallopt(M_MMAP_THRESHOLD, 1 << 25);
   ::mallopt(M_TRIM_THRESHOLD, 1 << 30);
+  // NOLINTEND(concurrency-mt-unsafe)
   try {
     run(argv[1], argc > 2 ? std::strtol(argv[2], nullptr, 10) : 0);
     return 0;

@@ -34,8 +34,10 @@ constexpr std::size_t kPatterns = 65536;
 /// back from here on leaves the process at once, as it does in one that has done nothing else: the
 /// allocator keeps more once large pieces were given back.
 void forget_tests_before() {
+  // NOLINTBEGIN(concurrency-mt-unsafe): no thread allocates between two tests
   ::mallopt(M_MMAP_THRESHOLD, 1 << 17);
   ::mallopt(M_TRIM_THRESHOLD, 1 << 17);
+  // NOLINTEND(concurrency-mt-unsafe)
   ::malloc_trim(0);
 }
 

@@ -159,7 +159,7 @@ MUTATION_ARGS ?=
 mutation: system ## change lines of the searches; does a test fail? MUTATION_ARGS='--mutants 100 --seed 2'
 	$(venv) build
 	@scripts/venv.sh "$(MUTATION_VENV)" "$(PYTHON)" mutation
-	@$(configure) -B build/mutation -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS_RELEASE="-O1 -g0" -DAMCT_TESTS=search -DAMCT_WERROR=OFF \
+	@$(configure) -B build/mutation -DCMAKE_BUILD_TYPE=Release -DAMCT_TESTS=search \
 	  -DAMCT_BUILD_CLI=OFF -DAMCT_BUILD_SHARED=OFF -DAMCT_BUILD_EXAMPLES=OFF
 	@"$(BIN)/cmake" --build build/mutation -j$(JOBS) --target amct_tests
 	@"$(MUTATION_VENV)/bin/python" scripts/mutation.py $(MUTATION_SOURCES) --build build/mutation --ninja "$(BIN)/ninja" \

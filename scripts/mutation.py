@@ -75,8 +75,9 @@ class Build:
         self._link = shlex.split(link)
 
     def compile(self, source: str, text: Path, to: Path) -> bool:
-        """Compile `text` as if it were `source`."""
-        command = list(self._compile[source])
+        """Compile `text` as if it were `source`: in less time, with assertions, and whatever its warnings."""
+        command = [word for word in self._compile[source] if word != "-Werror"]
+        command += ["-O1", "-UNDEBUG"]
         command[command.index("-o") + 1] = str(to)
         command[command.index("-c") + 1] = str(text)
         command.insert(command.index("-c"), f"-I{(ROOT / source).parent}")

@@ -656,8 +656,9 @@ class CalibrationRun(Recorder):
         ------
         RuntimeError
             The run has no `snapshot_file`, or all layers are finished; a forward runs, or failed or was
-            interrupted, so that some layers have seen its batch and others have not; or keys wait for a batch
-            that tells how they are turned. The file is as it was.
+            interrupted, so that some layers have seen its batch and others have not; keys wait for a batch
+            that tells how they are turned; or only parts of the model were called, whose forwards are not
+            counted. The file is as it was.
         OSError
             The file cannot be written; the one that was there is as it was.
         """
@@ -673,6 +674,11 @@ class CalibrationRun(Recorder):
             obstacle = (
                 "keys at the first position wait for a longer batch, which tells how they are turned, and "
                 "would be lost; the snapshot before them stays"
+            )
+        elif self.batches_done == 0 and any(seen for seen, _ in self.unfinished().values()):
+            obstacle = (
+                "layers have seen batches, but the model itself was not called, so nothing counted them; "
+                "call the model that was given to be calibrated, not a part of it"
             )
         self._snapshots.save(
             self._layers, self.batches_done, None if obstacle is None else RuntimeError(obstacle)

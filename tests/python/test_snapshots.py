@@ -207,6 +207,18 @@ def test_a_forward_that_ends_after_another_failed_saves_nothing() -> None:
     assert (forwards.is_torn, forwards.done, saved) == (False, 2, [2])
 
 
+def test_forwards_of_a_part_of_the_model_are_not_saved(tmp_path: Path) -> None:
+    """Nothing counts them, so that whoever goes on would show them again."""
+    model = tiny("llama")
+    snapshot = tmp_path / "snapshot"
+    config, record = config_of(tmp_path, model), str(tmp_path / "record.txt")
+    amct.create_quant_cali_model(config, record, model, snapshot_file=str(snapshot))
+    model.model(ids(), use_cache=True)
+    with pytest.raises(RuntimeError, match="call the model that was given"):
+        amct.calibration_run(model).save_snapshot()
+    assert not snapshot.exists()
+
+
 def test_what_a_full_disk_kept_from_the_files_is_gone_on_from(tmp_path: Path) -> None:
     snapshot, counts, record = tmp_path / "snapshot", tmp_path / "all.counts", tmp_path / "record.txt"
     options: dict[str, Any] = {"counts_file": str(counts), "snapshot_file": str(snapshot)}

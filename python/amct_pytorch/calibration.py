@@ -262,8 +262,10 @@ def create_quant_cali_model(
 
 
 def _check_files(config: str, record: str, counts: str | None, snapshots: Snapshots | None) -> None:
-    """Raise ValueError where the record is no file's name, or one file of a run stands for two of them."""
+    """Raise ValueError where an output is no file's name, or one file of a run stands for two of them."""
     _core.check_output_path(record)
+    if counts is not None:
+        _core.check_output_path(counts)
     snapshot = None if snapshots is None else snapshots.path
     written = {"record_file": record, "counts_file": counts, "snapshot_file": snapshot}
     require_other_files(written, {"config_file": config})
@@ -283,9 +285,7 @@ def _begin(
     record_path = require_path("record_file", record_file)
     require_type("model", model, torch.nn.Module)
     budget = require_memory_budget(memory_budget)
-    counts_path = "" if counts_file is None else require_path("counts_file", counts_file)
-    if counts_file is not None:
-        _core.check_output_path(counts_path)
+    counts_path = None if counts_file is None else require_path("counts_file", counts_file)
     _check_files(config_path, record_path, counts_path, snapshots)
     _refuse_calibrated(model)
     if any(isinstance(module, torch.nn.DataParallel) for module in model.modules()):
@@ -304,7 +304,7 @@ def _begin(
     modules = _distinct_modules(model, places, config_path)
     # The session is made first: where one of its files cannot be, nothing is replaced.
     session = _core.Session(
-        config, record_path, budget, _WRITING_SHARE, search_in_background=True, counts_file=counts_path
+        config, record_path, budget, _WRITING_SHARE, search_in_background=True, counts_file=counts_path or ""
     )
 
     done = snapshots.restore(session) if snapshots is not None and resume else 0
@@ -439,9 +439,6 @@ def _together(
             budget = require_memory_budget(memory_budget)
             _check_files(config_path, record_path, counts_path, snapshots)
             if processes.rank == 0:
-                # At the end it would be late to find that they cannot be written.
-                if counts_path is not None:
-                    _core.check_output_path(counts_path)
                 stack.callback(_core.FileLock(record_path).release)
             if snapshots is not None and saving["resume"]:
                 found = snapshots.find()
